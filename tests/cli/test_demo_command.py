@@ -6,6 +6,7 @@ import pytest
 
 from advmoe.cli.main import main
 from advmoe.reports.collect import collect
+from advmoe.reports.verdict import verdict
 from advmoe.runs.status import State, find_runs, read_run
 
 
@@ -28,6 +29,9 @@ def test_demo_writes_records_and_a_report(tmp_path, monkeypatch, capsys, caplog,
     page = (out / "report.html").read_text()
     first = page[page.index('id="verdict"') :]
     assert [first.index(question) for question in questions] == sorted(first.index(question) for question in questions)
+    (choice,) = [line for line in output.splitlines() if line.startswith(questions[-1])]
+    assert choice in map(str, verdict(collect(out)))  # as in `advmoe report`
+    assert first.count(f"<strong>{questions[-1]}") == 1
     assert {read_run(run).state for run in find_runs(out)} == {State.DONE}
     caplog.clear()
     collected = [record.run for record in collect(out)]

@@ -29,18 +29,16 @@ LISTED = 3  # networks or runs in a sentence
 BY = "95 % intervals over seeds and over images"
 
 
-def verdict(records: Iterable[Record], choice: bool = True) -> list[Statement]:
+def verdict(records: Iterable[Record]) -> list[Statement]:
     """For every setting, which method is most robust in the worst case and at what cost; after the first of them,
-    whether choosing an expert helps, for every setting with a control (unless `choice` is off); at the end the self-checks
-    (`check_lines`).
+    whether choosing an expert helps, for every setting with a control; at the end the self-checks (`check_lines`).
 
     Settings with more methods come first, then those with more training. Runs of one setting that cannot be compared have a
     statement for each comparable group.
     """
     records = list(records)
     rankings = [_winner(*pair) for pair in _parts(records)]
-    answers = choice_answers(records) if choice else []
-    return [*rankings[:1], *answers, *rankings[1:], *check_lines(records)]
+    return [*rankings[:1], *choice_answers(records), *rankings[1:], *check_lines(records)]
 
 
 def networks_table(records: Sequence[Record]) -> Table:

@@ -26,8 +26,8 @@ def write_report(
 ) -> tuple[list[str], list[Claim], list[Statement]]:
     """Write tables, figures and report.html, each complete or not at all; return their names, the claims and the verdict.
 
-    A warning names each figure that cannot be drawn; the rest is written. `answers` come first on the page; they
-    also say whether choosing an expert helps. If another process writes a report to the same folder, this one follows it.
+    A warning names each figure that cannot be drawn; the rest is written. `answers` come first on the page, and the verdict does
+    not repeat them. If another process writes a report to the same folder, this one follows it.
     """
     _make_folders(out)
     with turn(out / ".report.lock"):
@@ -38,7 +38,7 @@ def _write_files(
     records: Sequence[Record], out: Path, answers: Sequence[Statement]
 ) -> tuple[list[str], list[Claim], list[Statement]]:
     report_tables, claims = tables(records), judge(records)
-    statements = [*answers, *verdict(records, choice=not answers)]
+    statements = list(dict.fromkeys([*answers, *verdict(records)]))
     written = _write_tables(report_tables, out)
     drawn, failed = _draw_figures(list(records), out)
     figures = {Path(name).stem: out / name for name in drawn if name.endswith(".png")}
