@@ -393,6 +393,13 @@ def test_a_run_that_cannot_be_written_is_refused_before_any_attack(run, capsys, 
     assert not (run / "evaluation").exists()
 
 
+def test_a_record_of_a_newer_version_is_not_replaced(run, tmp_path, capsys):
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "record.json").write_text('{"schema": 99}')
+    assert f"{copy}/record.json: holds a Record of schema 99; " in error_line(capsys, copy, *PLAN)
+    assert not (copy / "evaluation").exists()
+
+
 def test_a_wrong_value_beside_fresh_deletes_nothing(run, capsys):
     assert main(["evaluate", str(run), *PLAN, "--part", "0", "3"]) == 0
     capsys.readouterr()

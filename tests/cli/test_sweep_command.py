@@ -340,11 +340,24 @@ def test_a_folder_with_another_configuration_is_refused_by_name(finished, grid):
 # Records that cannot be read
 
 
-def test_a_record_that_cannot_be_read_is_named_and_the_others_are_written(finished, grid, tmp_path, caplog):
-    shutil.copytree(finished, tmp_path / "runs")
-    path = tmp_path / "runs" / NAMES[0] / "record.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 99}))
-    run([grid, "--out", str(tmp_path / "runs"), "--records", str(tmp_path / "records.json"), *TINY])
-    assert [record["run"] for record in json.loads((tmp_path / "records.json").read_text())] == NAMES[1:]
-    assert caplog.messages[-1].startswith(f"{path}: ")
-    assert caplog.messages[-1].endswith("; this Record is left out")
+def test_a_run_whose_record_cannot_be_read_is_evaluated_again(finished, grid, tmp_path):
+    out, records = tmp_path / "runs", tmp_path / "records.json"
+    shutil.copytree(finished, out)
+    (out / NAMES[0] / "record.json").write_text("{}")
+    with in_process():
+        run([grid, "--out", str(out), "--records", str(records), *TINY])
+    assert results(out) == results(finished)
+    assert [record["run"] for record in json.loads(records.read_text())] == NAMES
+
+
+def test_a_record_of_a_newer_version_stays_and_the_others_are_written(finished, grid, tmp_path, capsys):
+    out, records = tmp_path / "runs", tmp_path / "records.json"
+    shutil.copytree(finished, out)
+    path = out / NAMES[0] / "record.json"
+    newer = json.dumps({**json.loads(path.read_text()), "schema": 99})
+    path.write_text(newer)
+    with in_process(), pytest.raises(SystemExit):
+        run([grid, "--out", str(out), "--records", str(records), *TINY])
+    assert f"{NAMES[0]}: {path}: holds a Record of schema 99; " in capsys.readouterr().err
+    assert path.read_text() == newer
+    assert [record["run"] for record in json.loads(records.read_text())] == NAMES[1:]

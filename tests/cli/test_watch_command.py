@@ -7,6 +7,7 @@ import re
 import time
 
 import pytest
+from records import content, quick, record
 from rich.console import Console
 
 from advmoe.cli import watch
@@ -18,7 +19,8 @@ from advmoe.errors import UserError
 from advmoe.runs.failure import FailureRecorder
 from advmoe.runs.status import FIRST_EPOCH, PATIENCE, SLOWER, read_run
 
-RECORD = {"schema": 1, "sa": 61.2, "ra_worst": 23.4}
+RECORD = content(sa=61.2, ra_worst=23.4)
+QUICK = quick(record(sa=50.0, ra_worst=..., ra_worst_quick=30.0)).to_json()
 LABELS = ("method", "dataset", "loss", "least load", "it/s", "changed", "test SA")
 
 
@@ -165,7 +167,7 @@ def test_broken_lines_are_skipped(make):
     [
         ("config.yaml", "method: [", "not YAML"),
         ("config.yaml", "epochs: 3", "unknown field 'epochs'"),
-        ("record.json", '{"sa": 6', "record.json is damaged"),
+        ("record.json", '{"sa": 6', "record.json: is not JSON"),
     ],
 )
 def test_damaged_file_is_a_line_below_the_table_and_the_others_are_shown(file, text, message, make, tmp_path):
@@ -198,7 +200,7 @@ def test_damaged_shards_are_tolerated(make):
 def test_the_table_shows_what_the_files_contain(make, tmp_path):
     make("deep/er/first", 2)
     make("second", 3, record=RECORD)
-    make("third", 3, record={"sa": 50.0, "ra_worst_quick": 30.0})
+    make("third", 3, record=QUICK)
     lines = {line.split()[1]: " ".join(line.split()) for line in view(tmp_path).splitlines() if line.startswith("│")}
     assert list(lines) == ["deep/er/first", "second", "third"]
     first = r"│ deep/er/first │ training │ advmoe │ fashion-mnist │ 2/3 │ 2.125 │ 42.0 │ 20.0 │ 7% │ 2.5 │ \d+ s │ │ │ ▅█"
@@ -294,7 +296,7 @@ def test_bad_input_is_one_line(arguments, message, tmp_path, monkeypatch):
     "odd", [float("nan"), float("inf"), -float("inf"), True, 10**400], ids=["nan", "inf", "-inf", "true", "big"]
 )
 def test_values_that_are_no_finite_numbers_are_shown_as_missing(make, tmp_path, odd):
-    run = make("odd", 2, record={**RECORD, "sa": odd, "ra_worst": odd})
+    run = make("odd", 2)
     names = ("loss", "val_sa", "val_ra", "train_seconds", "validate_seconds", "iterations")
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(row(3, load=[[odd, 0.25]], **dict.fromkeys(names, odd))) + "\n")

@@ -4,6 +4,7 @@ import json
 import os
 
 import pytest
+from records import changed, content
 
 from advmoe.attacks import autoattack
 from advmoe.attacks.registry import ATTACKS
@@ -11,7 +12,6 @@ from advmoe.config import dump_yaml
 from advmoe.runs.failure import FAILED, mark_failed
 from advmoe.runs.status import LOG, State, read_run
 
-THREAT = {"norm": "Linf", "epsilon": 8 / 255, "attack_seed": 0, "config": {"data": {"limit_test": 100}}}
 QUICK = ["pgd_10", "pgd_20", "pgd_50", "straight_through_1", "reroute_quick", "held_route"]
 
 
@@ -31,10 +31,13 @@ def trained(run, epochs):
     (run / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
 
 
-def evaluated(run, attacks, left_out=(), **fields):
-    results = {name: {"seconds": 2.0, "version": ATTACKS[name].version} for name in attacks}
-    evaluation = {"attacks": results, "left_out": dict.fromkeys(left_out, "why")}
-    (run / "record.json").write_text(json.dumps({**THREAT, "evaluation": evaluation, **fields}))
+def evaluated(run, attacks, left_out=(), limit_test=100, **fields):
+    """Write a Record with these attacks, each of a version or the present one."""
+    record = changed("data", limit_test=limit_test) | {"epsilon": 8 / 255, "evaluate_seconds": 0.0} | fields
+    versions = attacks if isinstance(attacks, dict) else {name: ATTACKS[name].version for name in attacks}
+    results = {name: {"attacked": 1, "broken": 0, "seconds": 2.0, "version": version} for name, version in versions.items()}
+    record["evaluation"] |= {"attacks": results, "left_out": dict.fromkeys(left_out, "why")}
+    (run / "record.json").write_text(json.dumps(record))
     for number, file in enumerate(sorted(run.rglob("*"))):
         os.utime(file, ns=(number, number))  # so that no two files have the same time
 
@@ -124,19 +127,15 @@ def test_results_that_are_newer_than_the_record_do_not_make_it_missing(folder):
 def test_an_attack_of_an_older_version_was_not_run(folder):
     run = folder()
     trained(run, 3)
-    content = {**THREAT, "evaluation": {"attacks": {"pgd_10": {}, "reroute": {"version": 2}, "mine": {}}, "left_out": {}}}
-    (run / "record.json").write_text(json.dumps(content))
-    assert read_run(run).record.attacks == {"pgd_10", "reroute", "mine"}
-    assert read_run(run, ["reroute"]).is_evaluated
-    content["evaluation"]["attacks"]["reroute"] = {"seconds": 1.0}
-    (run / "record.json").write_text(json.dumps(content))
+    evaluated(run, {"pgd_10": 1, "reroute": 2, "mine": 1})
+    assert read_run(run, ["pgd_10", "reroute", "mine"]).is_evaluated
+    evaluated(run, {"pgd_10": 1, "reroute": 1, "mine": 1})
+    os.utime(run / "record.json")
     assert not read_run(run, ["reroute"]).is_evaluated
     assert read_run(run, ["pgd_10", "mine"]).is_evaluated
 
 
-@pytest.mark.parametrize(
-    "fields", [{"epsilon": 4 / 255}, {"norm": "L2"}, {"attack_seed": 1}, {"config": {"data": {"limit_test": 7}}}, {"config": 3}]
-)
+@pytest.mark.parametrize("fields", [{"epsilon": 4 / 255}, {"norm": "L2"}, {"attack_seed": 1}, {"limit_test": 7}])
 def test_a_record_of_another_threat_is_not_the_wanted_one(folder, fields):
     run = folder()
     trained(run, 3)
@@ -149,16 +148,31 @@ def test_a_record_from_before_the_end_of_the_training_does_not_count(folder):
     run = folder()
     trained(run, 3)
     for epochs, state in ((1, State.TRAINED), (3, State.DONE)):
-        evaluated(run, QUICK, history=[{"epoch": epoch + 1} for epoch in range(epochs)])
+        evaluated(run, QUICK, history=content()["history"][:epochs])
         assert [read_run(run, attacks).state for attacks in (QUICK, None)] == [state, state]
 
 
-@pytest.mark.parametrize("text", ['{"evaluation": {"att', "[]", "null", '{"evaluation": 3}'])
-def test_a_damaged_record_does_not_count(folder, text):
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"evaluation": {"att', "is not JSON"),
+        ("[]", "holds no Record"),
+        ("{}", "holds no Record"),
+        (json.dumps(content(gmacs="x")), "holds no Record (gmacs is 'x', not a number above 0)"),
+        (json.dumps(content(sa=-5)), "holds no Record (sa is -5, not a number from 0 to 100)"),
+        (json.dumps(content() | {"method": None}), "holds no Record (method is None"),
+        (json.dumps(content(config=3)), "holds no Record (config is 3, not an object)"),
+        (json.dumps(content(schema=99)), "holds a Record of schema 99; this advmoe reads 1 to 3: a newer one is needed"),
+    ],
+)
+def test_a_run_whose_record_cannot_be_read_has_failed(folder, text, reason):
     run = folder()
     trained(run, 3)
     (run / "record.json").write_text(text)
-    assert read_run(run, QUICK).state is not State.DONE
+    for attacks in (None, QUICK):
+        status = read_run(run, attacks)
+        assert (status.state, status.is_evaluated, status.record) == (State.FAILED, False, None)
+        assert status.reason.startswith(f"{run}/record.json: {reason}")
 
 
 def test_progress_grows_with_every_checkpoint_epoch_and_attack(folder):

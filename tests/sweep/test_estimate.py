@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from records import content
 from small_backbone import SMALL
 
 from advmoe.config import dump_yaml
@@ -162,10 +163,9 @@ def past_run(folder, config, epochs, record=None):
 
 
 def record(seconds, attacks):
-    return {
-        "evaluate_seconds": seconds,
-        "evaluation": {"attacks": {name: {"seconds": took} for name, took in attacks.items()}, "left_out": {"reroute": "why"}},
-    }
+    totals = {name: {"attacked": 1, "broken": 0, "seconds": took} for name, took in attacks.items()}
+    evaluation = {**content()["evaluation"], "attacks": totals, "left_out": {"reroute": "why"}}
+    return content(evaluate_seconds=seconds, evaluation=evaluation)
 
 
 def test_epochs_are_reported_by_phase_and_over_seeds(tiny, tmp_path):

@@ -30,11 +30,11 @@ from advmoe.data.test_set import ExtraTestSet
 from advmoe.errors import UserError
 from advmoe.evaluation.claim import Part, claimed
 from advmoe.evaluation.record import Record
-from advmoe.evaluation.record_file import gallery_path, read_record, write_record
+from advmoe.evaluation.record_file import check_not_newer, gallery_path, read_record, write_record
 from advmoe.evaluation.robustbench import model_info
 from advmoe.evaluation.store import remove_results, shard_count
 from advmoe.evaluation.target import EvaluationOptions
-from advmoe.files import JsonObject, check_folder, check_target, write_json
+from advmoe.files import JsonObject, check_folder, check_target, json_object, write_json
 from advmoe.models import Classifier
 from advmoe.parent import end_with_parent
 from advmoe.provenance import code
@@ -117,9 +117,11 @@ def _compared(record: Record, control: Record) -> JsonObject:
 
 
 def _check_writable(subject: Subject, arguments: EvaluateCommand) -> None:
-    """Raises UserError if the files of this evaluation could not be written in the end. A part of the shards writes no Record."""
+    """Raises UserError if the files of this evaluation could not be written in the end, or would replace a Record of a newer
+    version. A part of the shards writes no Record."""
     if arguments.part is None:
         check_target(subject.record_path, "the Record")
+        check_not_newer(json_object(subject.record_path) or {}, str(subject.record_path))
     else:
         check_folder(subject.store, "the results")
     if arguments.robustbench is not None:

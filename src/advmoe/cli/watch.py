@@ -13,8 +13,8 @@ from rich.text import Text
 from advmoe.cli.arguments.watch import WatchArguments
 from advmoe.cli.streams import console
 from advmoe.errors import UserError
-from advmoe.reports.measures import label
-from advmoe.runs.run_files import RecordSummary
+from advmoe.evaluation.record import Record
+from advmoe.reports.measures import label, worst_of
 from advmoe.runs.status import STYLES, RunStatus, State, find_runs, read_run
 from advmoe.wording import duration, number_of
 
@@ -117,12 +117,9 @@ def _name(run: RunStatus, root: Path) -> str:
     return run.path.resolve().name if run.path == root else str(run.path.relative_to(root))
 
 
-def _worst(record: RecordSummary) -> str:
-    """The worst case, marked as an upper bound if the evaluation was not complete."""
-    if record.ra_worst is not None:
-        return _text(record.ra_worst)
-    mark = label("ra_worst_quick").removeprefix(WORST)
-    return f"{record.ra_worst_quick:.1f}{mark}" if record.ra_worst_quick is not None else ""
+def _worst(record: Record) -> str:
+    """The worst case, marked with its attacks if the evaluation was not complete: '30.0 (quick)'."""
+    return f"{record.worst:.1f}{worst_of(record).label.removeprefix(WORST)}"
 
 
 def _text(value: float | None, form: str = ".1f") -> str:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from advmoe import migrations
 from advmoe.errors import UserError, short_repr, truncated
 from advmoe.evaluation.record import SCHEMA, Record
-from advmoe.files import bounded_text, write_json
+from advmoe.files import JsonObject, bounded_text, write_json
 
 logger = logging.getLogger("advmoe")
 MAX_BYTES = 2**26  # of a file of Records; real ones have up to 350 thousand
@@ -96,8 +96,7 @@ def checked_record(content: Any, where: str) -> Record:
     schema = content["schema"]
     if type(schema) is not int or schema < 1:
         raise UserError(f"{where}: holds no Record (schema {short_repr(schema)}; 1 to {SCHEMA} are known)")
-    if schema > SCHEMA:
-        raise UserError(f"{where}: holds a Record of schema {schema}; this advmoe reads 1 to {SCHEMA}: a newer one is needed")
+    check_not_newer(content, where)
     if not is_readable(content):
         raise UserError(f"{where}: holds no Record (nested more than {MAX_DEPTH} deep, or with text that is no Unicode)")
     content = migrations.record(content, SCHEMA)
@@ -111,6 +110,13 @@ def checked_record(content: Any, where: str) -> Record:
         raise UserError(f"{where}: holds no Record ({_line(error)})") from None
     logger.warning("%s: read without its garbled parts: %s", where, ", ".join(name for name in content if name in garbled))
     return record
+
+
+def check_not_newer(content: JsonObject, where: str) -> None:
+    """Raises UserError if a Record is of a newer schema: this version of the package can neither read nor replace it."""
+    schema = content.get("schema")
+    if type(schema) is int and schema > SCHEMA:
+        raise UserError(f"{where}: holds a Record of schema {schema}; this advmoe reads 1 to {SCHEMA}: a newer one is needed")
 
 
 def _garbled_parts(error: ValidationError, where: str) -> set[str]:

@@ -1,4 +1,5 @@
-"""The files of a run's folder, read without errors: a file that is damaged, or that another process is writing, is skipped."""
+"""The files of a run's folder, read without errors: a file that is damaged, or that another process is writing, is skipped, or
+the reason is returned."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -7,9 +8,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar, cast
 
-from advmoe.attacks.registry import ATTACKS
 from advmoe.config import CONFIG_FILE, RunConfig, load_run_config
 from advmoe.errors import UserError
+from advmoe.evaluation.record import Record
+from advmoe.evaluation.record_file import RECORD, checked_record, read_json
 from advmoe.files import json_object, parsed_object
 
 Content = TypeVar("Content")
@@ -39,23 +41,6 @@ class EpochSummary:
         return self.train_seconds + self.validate_seconds
 
 
-@dataclass(frozen=True)
-class RecordSummary:
-    """The part of record.json that sweeps and `advmoe watch` need. `attacks` were run in their present versions,
-    or skipped for a reason. `epochs` were trained when the network was evaluated; 0 if the file does not say it.
-
-    `threat` is (norm, epsilon, seed of the attacks, limit_test); a value is None if it is not in the file.
-    """
-
-    sa: float | None
-    ra_worst: float | None
-    ra_worst_quick: float | None
-    attacks: frozenset[str]
-    seconds: float
-    epochs: int
-    threat: tuple[str | None, float | None, int | None, int | None]
-
-
 def read_config(path: Path) -> tuple[RunConfig | None, str]:
     """The configuration, or why it cannot be read."""
     try:
@@ -63,6 +48,18 @@ def read_config(path: Path) -> tuple[RunConfig | None, str]:
     except (UserError, OSError) as error:
         return None, str(error)
     return config, "" if config else f"{path}: holds no run (no {CONFIG_FILE})"
+
+
+def recorded(path: Path) -> tuple[Record | None, str]:
+    """The Record of a run without its images, or why it cannot be read; neither if there is no file."""
+    try:
+        return cached(path / RECORD, _record), ""
+    except UserError as error:
+        return None, str(error)
+
+
+def _record(path: Path) -> Record:
+    return checked_record(read_json(path), str(path))
 
 
 def cached(path: Path, read: Callable[[Path], Content]) -> Content | None:
@@ -77,33 +74,6 @@ def cached(path: Path, read: Callable[[Path], Content]) -> Content | None:
 @lru_cache(maxsize=16384)
 def _cached_read(path: Path, read: Any, changed: int, size: int) -> Any:
     return read(path)
-
-
-def record_summary(path: Path) -> RecordSummary | None:
-    """The summary of a record.json; None if the file holds no object."""
-    content = json_object(path)
-    if content is None:
-        return None
-    evaluation, config = _mapping(content, "evaluation"), _mapping(content, "config")
-    attacks, left_out = _mapping(evaluation, "attacks"), _mapping(evaluation, "left_out")
-    seed, limit = content.get("attack_seed"), _mapping(config, "data").get("limit_test")
-    norm, history = content.get("norm"), content.get("history")
-    return RecordSummary(
-        _number(content, "sa"), _number(content, "ra_worst"), _number(content, "ra_worst_quick"),
-        frozenset((*(name for name, attack in attacks.items() if _is_present(name, attack)), *left_out)),
-        # in Records of older versions, the seconds of a continued evaluation are those since it was continued
-        max(_number(content, "evaluate_seconds") or 0.0, sum(_number(attack, "seconds") or 0.0 for attack in attacks.values())),
-        len(history) if isinstance(history, list) else 0,
-        (
-            norm if isinstance(norm, str) else None, _number(content, "epsilon"),
-            seed if type(seed) is int else None, limit if type(limit) is int else None,
-        ),
-    )  # fmt: skip
-
-
-def _is_present(name: str, attack: Any) -> bool:
-    """Whether an attack of a Record has the version of today; an attack that is not registered here has."""
-    return name not in ATTACKS or (_number(attack, "version") or 1) == ATTACKS[name].version
 
 
 def shard_seconds(path: Path) -> tuple[float, ...]:

@@ -1,6 +1,7 @@
 """The status of a run, read from its folder alone. Sweeps and `advmoe watch` use it.
 
-Files that are damaged, or that another process is writing, are skipped (`advmoe.runs.run_files`): nothing here raises an error.
+Nothing here raises an error. Files that are damaged, or that another process is writing, are skipped (`advmoe.runs.run_files`),
+except for the configuration and the Record: without them the run has failed.
 """
 
 import math
@@ -12,18 +13,20 @@ from enum import StrEnum
 from pathlib import Path
 
 from advmoe.attacks.autoattack import SUBSTITUTES
+from advmoe.attacks.registry import ATTACKS
 from advmoe.config import RunConfig
+from advmoe.evaluation.record import Record
+from advmoe.evaluation.record_file import RECORD
 from advmoe.runs.failure import FAILED
 from advmoe.runs.run_files import (
     EpochSummary,
-    RecordSummary,
     cached,
     epoch_summaries,
     last_changes,
     newest_checkpoint,
     read_config,
     read_text,
-    record_summary,
+    recorded,
     shard_seconds,
 )
 from advmoe.training.methods import METHODS
@@ -65,7 +68,7 @@ class RunStatus:
     config: RunConfig | None = None
     epochs: int = 0
     rows: Sequence[EpochSummary] = ()
-    record: RecordSummary | None = None
+    record: Record | None = None
     shards: int = 0
     results: int = 0
     checkpoint: str = ""
@@ -99,9 +102,18 @@ class RunStatus:
     def evaluation_seconds(self, attacks: Collection[str]) -> float | None:
         """Wall time of the run's evaluation; None if it was by other attacks than these. With few classes, AutoAttack's substitute
         was run too."""
-        if self.record is None or not frozenset(attacks) <= self.record.attacks <= {*attacks, *SUBSTITUTES.values()}:
+        if self.record is None or not frozenset(attacks) <= _attacks(self.record) <= {*attacks, *SUBSTITUTES.values()}:
             return None
-        return self.record.seconds or None
+        # in Records of older versions, the seconds of a continued evaluation are those since it was continued
+        return max(self.record.evaluate_seconds, sum(run.seconds for run in self.record.evaluation.attacks.values())) or None
+
+
+def _attacks(record: Record) -> frozenset[str]:
+    """The attacks that were run in their present versions, or skipped for a reason. An attack that is not registered here counts as
+    present."""
+    attacks = record.evaluation.attacks.items()
+    present = [name for name, run in attacks if name not in ATTACKS or run.version == ATTACKS[name].version]
+    return frozenset([*present, *record.evaluation.left_out])
 
 
 def find_runs(folder: Path) -> Iterator[Path]:
@@ -118,7 +130,8 @@ def read_run(path: Path, attacks: Collection[str] | None = None) -> RunStatus:
     """The status of the run in `path`.
 
     Without `attacks` a run is evaluated when it has a Record. With `attacks`, the Record must contain all of them, with the threat
-    model, the number of images and the seed of the run's configuration. A run whose folder cannot be read has failed.
+    model, the number of images and the seed of the run's configuration. A run whose folder, configuration or Record cannot be read
+    has failed.
     """
     try:
         return _read_run(path, attacks)
@@ -131,14 +144,11 @@ def _read_run(path: Path, attacks: Collection[str] | None) -> RunStatus:
         return RunStatus(path, State.PLANNED)
     changes = last_changes(path)
     config, reason = read_config(path)
-    record_path = path / "record.json"
-    record = cached(record_path, record_summary)
+    record, unreadable = recorded(path)
     failure = read_text(path / FAILED)
-    if changes.get("record.json", 0.0) > changes.get(FAILED, 0.0):
+    if changes.get(RECORD, 0.0) > changes.get(FAILED, 0.0):
         failure = ""  # it was evaluated after it had failed
-    reason = reason or failure
-    if record is None and record_path.exists():
-        reason = reason or "record.json is damaged"
+    reason = reason or failure or unreadable
     shard_files = sorted(path.glob("evaluation/shard-*.json"))
     shards = [seconds for file in shard_files if (seconds := cached(file, shard_seconds)) is not None]
     files = _Files(changes, cached(path / "metrics.jsonl", epoch_summaries) or (), record, shards, config, attacks)
@@ -166,7 +176,7 @@ class _Files:
 
     changes: Mapping[str, float]
     rows: Sequence[EpochSummary]
-    record: RecordSummary | None
+    record: Record | None
     shards: Sequence[Sequence[float]]
     config: RunConfig | None
     attacks: Collection[str] | None
@@ -185,7 +195,7 @@ class _Files:
         """The state of a trained run."""
         active = self.age <= _patience([seconds for shard in self.shards for seconds in shard], PATIENCE)
         evaluated = max((change for name, change in self.changes.items() if name.startswith("evaluation" + os.sep)), default=0.0)
-        newer = self.record is None or evaluated > self.changes.get("record.json", 0.0)
+        newer = self.record is None or evaluated > self.changes.get(RECORD, 0.0)
         if self.is_evaluated() and not (active and newer):
             return State.DONE
         if not evaluated or not newer:
@@ -194,12 +204,14 @@ class _Files:
 
     def is_evaluated(self) -> bool:
         """Whether the Record is that of the requested evaluation, and of the end of the run."""
-        if self.record is None or 0 < self.record.epochs < len(self.rows):
+        record = self.record
+        if record is None or 0 < len(record.history) < len(self.rows):
             return False
         if self.attacks is None or self.config is None:
             return True
-        requested = ("Linf", self.config.attack.epsilon, 0, self.config.data.limit_test)
-        return self.record.threat == requested and self.record.attacks >= frozenset(self.attacks)
+        threat = record.norm, record.epsilon, record.attack_seed, record.config.section("data").get("limit_test")
+        requested = "Linf", self.config.attack.epsilon, 0, self.config.data.limit_test
+        return threat == requested and _attacks(record) >= frozenset(self.attacks)
 
 
 def _patience(seconds: Sequence[float], least: float) -> float:

@@ -1,7 +1,6 @@
 """The file to which sweeps add the Records of their runs."""
 
-import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from advmoe.config import RunConfig, differences, from_dict
@@ -12,8 +11,6 @@ from advmoe.files import JsonObject, write_json
 from advmoe.locks import turn
 from advmoe.runs.status import RunStatus
 from advmoe.sweep.plan import Planned
-
-logger = logging.getLogger("advmoe")
 
 
 def check_records(path: Path | None, runs: Iterable[Planned]) -> None:
@@ -27,10 +24,8 @@ def check_records(path: Path | None, runs: Iterable[Planned]) -> None:
 def write_records(path: Path, runs: Iterable[RunStatus], keep_images: bool) -> int:
     """Add the Records of the runs that are evaluated to those in the file, to which other sweeps may add at the same time. A Record
     there is replaced only by one of the same run that is not older. Returns the number of Records that the file then has.
-
-    A warning names each Record that cannot be read; the others are written.
     """
-    done = list(_readable(run.path / RECORD for run in runs if run.is_evaluated))
+    done = [read_record(run.path / RECORD) for run in runs if run.is_evaluated]
     with turn(path.with_name(f".{path.name}.lock")):
         recorded = _recorded(path)
         entries = [entry for entry, _ in recorded]
@@ -44,14 +39,6 @@ def write_records(path: Path, runs: Iterable[RunStatus], keep_images: bool) -> i
         if entries != [entry for entry, _ in recorded]:
             write_json(path, entries, indent=1)
     return len(entries)
-
-
-def _readable(paths: Iterable[Path]) -> Iterator[Record]:
-    for path in paths:
-        try:
-            yield read_record(path)
-        except (UserError, OSError) as error:
-            logger.warning("%s; this Record is left out", error)
 
 
 def _recorded(path: Path | None) -> list[tuple[JsonObject, Record]]:
