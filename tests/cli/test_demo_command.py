@@ -19,7 +19,7 @@ def test_demo_writes_records_and_a_report(tmp_path, monkeypatch, capsys, caplog,
     out = tmp_path / "demo[a]"
     assert main(["demo", "--out", str(out), "--device", "cpu"]) == 0
     records = json.loads((out / "records.json").read_text())
-    assert [record["method"] for record in records] == ["standard", "at_small_dense", "at_dense", "at_moe", "advmoe"]
+    assert [record["method"] for record in records] == ["standard", "at_dense", "at_small_dense", "at_moe", "advmoe"]
     output = capsys.readouterr().out
     assert "holds no run yet" not in caplog.text  # a new demo resumes nothing
     assert "at_small_dense" in output

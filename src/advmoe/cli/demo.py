@@ -23,7 +23,7 @@ from advmoe.reports.write import write_report
 from advmoe.runs.evaluate import evaluate_folder
 from advmoe.training.loop import train
 
-RECIPES = ("standard", "at_small_dense", "at_dense", "at_moe-n1", "advmoe")
+RECIPES = ("standard", "at_dense", "at_small_dense", "at_moe-n1", "advmoe")  # in the order of reports
 
 
 def run(arguments: DemoArguments) -> None:

@@ -20,8 +20,8 @@ from advmoe.reports.markup import Entry, Statement, Table
 from advmoe.reports.measures import SUMMARY, Measure
 from advmoe.reports.panels import DPI
 from advmoe.reports.paper_tables import MEANING, Notes, ours
-from advmoe.reports.runs import Run, run_of
-from advmoe.reports.styles import METHOD_STYLES, radius, style_of
+from advmoe.reports.run_details import Run, run_of
+from advmoe.reports.styles import radius, style_of
 from advmoe.reports.summaries import Summary, summarise
 from advmoe.reports.verdict import networks_table
 from advmoe.reports.words import WORDS
@@ -159,13 +159,9 @@ def _undrawn(figures: Mapping[str, Path], failed: Collection[str]) -> list[str]:
 
 def _with_images(runs: Sequence[Run]) -> list[Run]:
     """Runs for the gallery: those with colour images first, then routed networks, AdvMoE first among them."""
-    order = [*METHOD_STYLES]
-
-    def rank(run: Run) -> tuple[bool, bool, int]:
-        in_grey = run.gallery is None or not run.gallery.colour
-        return in_grey, not is_routed(run.method), order.index(run.method) if run.method in order else len(order)
-
-    return sorted((run for run in runs if run.gallery), key=rank)
+    shown = [(run, run.gallery.colour) for run in runs if run.gallery]
+    shown.sort(key=lambda pair: (not pair[1], not is_routed(pair[0].method), pair[0].method != "advmoe"))
+    return [run for run, _ in shown]
 
 
 def _gaps(records: Sequence[Record]) -> list[str]:

@@ -14,7 +14,7 @@ from matplotlib.text import Text
 from advmoe.evaluation.record import Record
 from advmoe.files import drafted
 from advmoe.reports.cell import Cell, Runs, cell_of, grouped, is_full_scale, is_routed
-from advmoe.reports.styles import METHOD_STYLES, Line, in_words, style_of
+from advmoe.reports.styles import Line, in_words, style_of
 from advmoe.reports.summaries import figure
 
 DPI = 150
@@ -23,15 +23,13 @@ LEGEND_WIDTH = 30  # characters
 
 
 def by_line(runs: Iterable[Runs], cell: Callable[[Runs], Cell]) -> dict[Line, list[Runs]]:
-    """Records or summaries by line, in the order of `METHOD_STYLES`; `cell` returns the cell of one."""
+    """Records or summaries by line, in order of first occurrence; `cell` returns the cell of one."""
 
     def line(one: Runs) -> Line:
         it = cell(one)
         return Line(it.method, it.num_experts if is_routed(it.method) else 0, it.variant, it.ingredients)
 
-    order = list(METHOD_STYLES)
-    groups = grouped(runs, line)
-    return dict(sorted(groups.items(), key=lambda item: (order.index(item[0].method) if item[0].method in order else 99, item[0])))
+    return grouped(runs, line)
 
 
 def by_panel(records: Iterable[Record]) -> list[tuple[str, list[Record]]]:

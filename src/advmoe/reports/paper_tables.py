@@ -58,7 +58,7 @@ class Notes:
 
 
 def tables(records: Iterable[Record]) -> list[Table]:
-    """Tables A1 and A2, then one for every other setting that was run."""
+    """Tables A1 and A2, then one for every other setting that was run, whose rows have the order of the Records (see `collect`)."""
     summaries = summarise(records)
     others = [summary for summary in summaries if not any(is_run_of(summary, cell) for cell in printed_cells())]
     everything, names = by_setting(summaries), list[str]()
@@ -162,12 +162,8 @@ def _our_table(name: str, setting: Cell, summaries: Sequence[Summary], missing: 
     ]
     words, notes = setting_text(setting), Notes(summaries)
     blanks = (BLANK, *(NOT_RUN for _ in ("n", *figures)))
-    rows = [(summary.cell.method, summary.cell.model_scale, _our_row(summary, figures, shared, notes)) for summary in summaries]
-    rows += [
-        (method, scale, (*_model_entries(setting.backbone, scale, method_style(method)), *blanks)) for scale, method in missing
-    ]
-    absent = [entries for *_, entries in rows[len(summaries) :]]
-    rows.sort(key=lambda row: (row[2] in absent, _rank(row[0]), row[1]))
+    rows = [_our_row(summary, figures, shared, notes) for summary in summaries]
+    rows += [(*_model_entries(setting.backbone, scale, method_style(method)), *blanks) for scale, method in missing]
     columns = ("backbone", "r", "method", "N", "n", *(BY_NAME[name].column for name in figures))
     tables_of_setting = {cell.table for cell in printed_cells() if _expected(cell).setting == setting}
     if tables_of_setting and not shared:
@@ -175,7 +171,7 @@ def _our_table(name: str, setting: Cell, summaries: Sequence[Summary], missing: 
     else:
         unusual = f"Settings unlike the default, which is in brackets: {'; '.join(shared)}. " if shared else ""
         about = f"Not a setting of the paper; do not compare with its figures. {unusual}{MEANING}"
-    return Table(name, f"Our setting: {words}", columns, tuple(row for *_, row in rows), about, tuple(notes.texts), len(missing))
+    return Table(name, f"Our setting: {words}", columns, tuple(rows), about, tuple(notes.texts), len(missing))
 
 
 def _our_row(summary: Summary, figures: Sequence[str], shared: Sequence[str], notes: Notes) -> tuple[Entry, ...]:
@@ -196,13 +192,8 @@ def _missing(summaries: Sequence[Summary]) -> list[tuple[float, str]]:
     cells = [summary.cell for summary in summaries]
     ran = {(cell.model_scale, cell.method) for cell in cells if cell.is_of_the_paper}
     scales = sorted({cell.model_scale for cell in cells if not is_full_scale(cell.method)} or {ModelConfig().model_scale})
-    expected = [(1.0 if is_full_scale(method) else scale, method) for scale in scales for method in PAPER_METHODS]
+    expected = [(1.0 if is_full_scale(method) else scale, method) for method in PAPER_METHODS for scale in scales]
     return [cell for cell in dict.fromkeys(expected) if cell not in ran]
-
-
-def _rank(method: str) -> int:
-    """The method's position in the paper's tables; -1 for others."""
-    return PAPER_METHODS.index(method) if method in PAPER_METHODS else -1
 
 
 def _file_name(setting: Cell) -> str:
