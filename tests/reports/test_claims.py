@@ -9,7 +9,7 @@ from test_paper_tables import paper_run
 from advmoe.attacks.registry import ATTACKS
 from advmoe.paper import PAPER_METHODS
 from advmoe.reports.claims import judge
-from advmoe.reports.runs import run_of
+from advmoe.reports.run_details import run_of
 from advmoe.reports.verdict import verdict
 
 

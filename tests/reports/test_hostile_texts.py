@@ -12,7 +12,7 @@ from test_html import Page, page
 from advmoe.reports.markup import csv_text, latex, markdown
 from advmoe.reports.model_card import model_card
 from advmoe.reports.paper_tables import tables
-from advmoe.reports.runs import run_of
+from advmoe.reports.run_details import run_of
 
 EVIL = (
     "</script><script>alert(1)</script><img src=x onerror='alert(2)'>\"'"

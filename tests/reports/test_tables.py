@@ -4,7 +4,7 @@ import pytest
 import records
 from rich.console import Console
 
-from advmoe.reports.tables import check_lines, evaluation_lines, record_table
+from advmoe.reports.tables import caught_alone, check_lines, evaluation_lines, record_table
 
 
 def record(method="advmoe", worst=30.0, complete=True, unreliable=False, **more):
@@ -102,3 +102,10 @@ def test_table_prints():
     console = Console(record=True, width=120)
     console.print(record_table([record(ra_aa=40.0)], "fashion"))
     assert "fashion; SA and RA in %" in console.export_text()
+
+
+def test_an_attack_catches_alone_what_no_other_one_broke():
+    evaluation = record().evaluation
+    assert caught_alone(evaluation) == {}
+    evaluation.broken = {"pgd_10": [1, 2], "pgd_50": [2, 3], "pma": [4]}
+    assert caught_alone(evaluation) == {"pgd_10": 1, "pgd_50": 1, "pma": 1}

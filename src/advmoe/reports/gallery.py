@@ -11,9 +11,8 @@ from PIL import Image
 
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_snapshot import GalleryImage, View
-from advmoe.reports.attacks import attack_title
 from advmoe.reports.routes import class_name, png_pixels
-from advmoe.reports.styles import radius
+from advmoe.reports.styles import attack_title, radius
 
 MAX_MAGNIFICATION = 100  # a larger multiple of the evaluation's epsilon is printed as a plain epsilon
 

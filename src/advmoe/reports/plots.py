@@ -13,12 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from advmoe.evaluation.record import Record
-from advmoe.reports.attacks import attack_title
 from advmoe.reports.cell import Cell, cell_of, grouped, is_full_scale
 from advmoe.reports.measures import SUMMARY
 from advmoe.reports.panels import by_line, by_panel, draw_curve, label_of, legend_below, save, short, titled
 from advmoe.reports.routes import fig_a1, load_heat_map
-from advmoe.reports.styles import radius, style_of
+from advmoe.reports.styles import attack_title, radius, style_of
 from advmoe.reports.summaries import Summary, attacks_in_words, comparable_groups, differing_settings, interval, outcome, summarise
 
 DRAWN = {measure.name: measure for measure in SUMMARY if measure.robust}

@@ -14,10 +14,9 @@ from PIL import Image
 
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_snapshot import GalleryImage
-from advmoe.reports.attacks import attack_title
 from advmoe.reports.cell import cell_of, grouped
 from advmoe.reports.panels import save, short
-from advmoe.reports.styles import style_of
+from advmoe.reports.styles import attack_title, style_of
 
 CHOSEN, CHANGED, PALE = "#009E73", "#D55E00", "#E6E6E6"
 ROUND = "round,pad=0,rounding_size=0.12"

@@ -1,4 +1,4 @@
-"""How networks and settings are named and drawn in all tables and figures."""
+"""How networks, settings and attacks are named and drawn in all tables and figures."""
 
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -89,6 +89,11 @@ def network_title(cell: Cell) -> str:
 def run_title(record: Record) -> str:
     """'AdvMoE, r 0.5, N 2, resnet18, fashion-mnist, seed 0'."""
     return f"{network_title(cell_of(record))}, {record.backbone}, {record.dataset}, seed {record.seed}"
+
+
+def attack_title(name: str) -> str:
+    """'PGD-50' for pgd_50."""
+    return name.upper().replace("_", "-")
 
 
 def in_words(setting: Cell) -> str:

@@ -1,5 +1,6 @@
 """Records as tables."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from rich.table import Table
@@ -8,9 +9,9 @@ from rich.text import Text
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_evaluation import EvaluationResult
 from advmoe.evaluation.result_checks import AUTOATTACK
-from advmoe.reports.attacks import caught_alone, choice_gains, routing_bounds
 from advmoe.reports.cell import cell_of
 from advmoe.reports.measures import BY_NAME, Measure, measured, with_intervals
+from advmoe.reports.routing_facts import choice_gains, routing_bounds
 
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "skipped": ""}  # of a check's status
 
@@ -34,6 +35,15 @@ def _text(record: Record, measure: Measure) -> str:
     judged = next((name for name in AUTOATTACK if BY_NAME[name].value(record) is not None), "")  # by check 5
     doubtful = measure.name == judged and record.evaluation.autoattack_unreliable
     return "" if value is None else f"{value:.1f}{' (unreliable)' * doubtful}"
+
+
+def caught_alone(evaluation: EvaluationResult) -> dict[str, int]:
+    """Attack -> number of images that it broke and no other attack did.
+
+    An attack runs only on images that the earlier attacks of its chain did not break.
+    """
+    times = Counter(row for rows in evaluation.broken.values() for row in rows)
+    return {name: sum(times[row] == 1 for row in rows) for name, rows in evaluation.broken.items()}
 
 
 def evaluation_lines(record: Record) -> list[str]:

@@ -1,24 +1,8 @@
-"""The attacks of one evaluation together: images that a single attack broke, bounds of the robust accuracy, gain by routing."""
-
-from collections import Counter
+"""What an evaluation says of the routing, as text: bounds of the accuracy under attack, gain by choosing an expert."""
 
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_evaluation import EvaluationResult
 from advmoe.reports.measures import label, worst_of
-
-
-def attack_title(name: str) -> str:
-    """'PGD-50' for pgd_50."""
-    return name.upper().replace("_", "-")
-
-
-def caught_alone(evaluation: EvaluationResult) -> dict[str, int]:
-    """Attack -> number of images that it broke and no other attack did.
-
-    An attack runs only on images that the earlier attacks of its chain did not break.
-    """
-    times = Counter(row for rows in evaluation.broken.values() for row in rows)
-    return {name: sum(times[row] == 1 for row in rows) for name, rows in evaluation.broken.items()}
 
 
 def routing_bounds(record: Record) -> str:

@@ -3,7 +3,7 @@
 from records import old_record, record
 from records import quick as by_quick
 
-from advmoe.reports.runs import run_of
+from advmoe.reports.run_details import run_of
 
 
 def test_headline_has_the_worst_case_and_what_failed():

@@ -8,11 +8,12 @@ import yaml
 from advmoe.attacks.registry import ATTACKS
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_evaluation import Check
-from advmoe.reports.attacks import attack_title, caught_alone, choice_gains, routing_bounds
 from advmoe.reports.gallery import Gallery, gallery_of
 from advmoe.reports.markup import Entry, Table
 from advmoe.reports.measures import PRESENT, evaluated, with_intervals, worst_of
-from advmoe.reports.styles import run_title
+from advmoe.reports.routing_facts import choice_gains, routing_bounds
+from advmoe.reports.styles import attack_title, run_title
+from advmoe.reports.tables import caught_alone
 from advmoe.wording import number_of
 
 COLUMNS = {"epoch": "epoch", "phase": "phase", "val_sa": "SA, %", "val_ra": "RA, %", "loss": "loss"}  # of the table of epochs

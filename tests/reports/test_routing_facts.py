@@ -1,22 +1,13 @@
+"""What is said of the routing, and of attacks on a part of the images."""
+
 from records import attacked, record
 
 from advmoe.evaluation.record_evaluation import Difference
-from advmoe.reports.attacks import caught_alone, choice_gains, routing_bounds
 from advmoe.reports.measures import attacks_of
 from advmoe.reports.model_card import model_card
-from advmoe.reports.runs import run_of
+from advmoe.reports.routing_facts import choice_gains, routing_bounds
+from advmoe.reports.run_details import run_of
 from advmoe.reports.tables import evaluation_lines
-
-
-def with_attacks(**broken):
-    evaluation = record().evaluation.model_copy(deep=True)
-    evaluation.broken = broken
-    return evaluation
-
-
-def test_an_attack_catches_alone_what_no_other_one_broke():
-    assert caught_alone(with_attacks(pgd_10=[1, 2], pgd_50=[2, 3], pma=[4])) == {"pgd_10": 1, "pgd_50": 1, "pma": 1}
-    assert caught_alone(with_attacks()) == {}
 
 
 def test_the_bracket_needs_both_ends():
