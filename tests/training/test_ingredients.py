@@ -397,6 +397,7 @@ def test_a_run_with_all_options_resumes_bit_by_bit(method, tiny, splits, tmp_pat
     [
         ("at_dense", {"router_consistency": 1.0}, "router_consistency is for methods with routers, not at_dense"),
         ("at_small_dense", {"router_target": "label_mod_n"}, "router_target is for methods with routers, not at_small_dense"),
+        ("standard", {"loss": "pgd_at"}, "loss is fixed by the method standard, and cannot be pgd_at"),
         ("at_dense", {"router_gate": "soft"}, "router_gate is for methods with routers, not at_dense"),
         ("standard", {"epsilon_ramp": 0.5}, "epsilon_ramp needs a loss with an attack, not clean"),
         ("advmoe", {"tied_statistics": "shared", "tied_share": 0.0}, "tied_statistics needs tied_share"),

@@ -20,10 +20,17 @@ NEEDED = {  # option -> the option without which it would do nothing
 }  # fmt: skip
 
 
+OF_ROUTERS = (  # options of methods with routers that need no attack; without `tied_share`, which recipes of all methods set
+    "router_gate", "router_attack_gate", "router_warmup", "router_schedule", "router_statistics", "balance", "tied_statistics",
+)  # fmt: skip
+
+
 def check(config: RunConfig, splits: Splits) -> None:
     """Raises UserError if the configuration cannot be trained on these data. Nothing has been written at this point."""
     lookup_method(config.method)
     lookup_loss(config.training.loss)
+    if METHODS[config.method].loss is not None and _changed(config.training, "loss"):
+        raise UserError(f"loss is fixed by the method {config.method}, and cannot be {config.training.loss}")
     for name in ("router_gate", "router_attack_gate"):
         lookup(GATES, getattr(config.training, name), name)
         check_gate(getattr(config.training, name), config.model.num_experts)
@@ -64,16 +71,7 @@ def _check_router_options(config: RunConfig, splits: Splits) -> None:
     routed = isinstance(method.kind(config.model), MoEKind)
     loss_name, classes, experts = method.loss or training.loss, len(splits.spec.classes), config.model.num_experts
     attacked = _changed(training, "router_consistency", "router_margin", "runner_up_consistency", "awp_routers", "router_target")
-    own = (
-        "router_gate",
-        "router_attack_gate",
-        "router_warmup",
-        "router_schedule",
-        "router_statistics",
-        "balance",
-        "tied_statistics",
-    )
-    options = [*attacked, *_changed(training, *own)]
+    options = [*attacked, *_changed(training, *OF_ROUTERS)]
     if options and not routed:
         raise UserError(f"{options[0]} is for methods with routers, not {config.method}")
     if training.tied_statistics == "shared" and config.model.norms != "per_expert":
