@@ -28,6 +28,8 @@ PAIRS = (  # runs of the sweeps at the size of five_methods.yaml, each with the 
     ("advmoe-plus", "at_small_dense"),
     ("advmoe-plus", "at_small_dense-plus"),
     ("advmoe-plus", "at_dense"),
+    ("advmoe-plus-tied_statistics", "advmoe-plus"),
+    ("advmoe-plus-tied_statistics", "at_moe-n1-plus"),
     ("advmoe-r0.2", "at_small_dense-r0.2"),
     ("advmoe-r0.2-plus", "advmoe-r0.2"),
 )
@@ -52,7 +54,8 @@ def pairs() -> str:
         return network_title(cell_of(record)) + (", half of the images" if network.endswith("-half") else "")
 
     half = by_network(records("results/choices/half_images.json"))
-    runs = by_network(main_records()) | {f"{network}-half": seeds for network, seeds in half.items()}
+    runs = by_network([*main_records(), *records("results/choices/tied_statistics.json")])
+    runs |= {f"{network}-half": seeds for network, seeds in half.items()}
     rows = []
     for networks in PAIRS:
         both = compared(paired_seeds(runs, *networks))
