@@ -59,10 +59,10 @@ def touch(file, seconds_ago):
 
 
 def end(run, error, begun):
-    """End training with an error, after its first iteration (begun) or before."""
+    """End training with an error, after the folder was claimed (begun) or before."""
     with FailureRecorder(run) as outcome:
         if begun:
-            outcome.iteration(2, 1, 5, {}, 20)
+            outcome.begin()
         raise error
 
 
@@ -128,7 +128,7 @@ def test_a_run_has_failed_until_training_continues(make):
     assert (read_run(run).state, read_run(run).reason) == ("failed", "epoch 2: loss is not finite")
     assert "run: epoch 2: loss is not finite" in view(run)
     with FailureRecorder(run) as outcome:
-        outcome.iteration(2, 1, 5, {}, 20)
+        outcome.begin()
         assert read_run(run).state == "training"
 
 

@@ -17,6 +17,8 @@ from recorder import Recorder
 from advmoe.config import RunConfig
 from advmoe.data import Splits
 from advmoe.errors import UserError
+from advmoe.runs.failure import FailureRecorder
+from advmoe.runs.status import read_run
 from advmoe.training import checkpoint, loop, losses
 from advmoe.training import manifest as manifest_file
 from advmoe.training import run as training_run
@@ -326,6 +328,22 @@ def test_a_nan_stops_the_run(
     )
     train(config, splits, run, Recorder(), resume=True)
     assert_same(run, uninterrupted)
+
+
+def test_a_run_that_fails_in_its_first_iteration_is_marked_and_can_be_started_with_other_settings(
+    config: RunConfig, splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        make_losses_nan(patch, {1})
+        with pytest.raises(UserError, match="last good checkpoint: none yet"), FailureRecorder(folder) as recorder:
+            train(config, splits, folder, recorder)
+    assert read_run(folder).describe().startswith("failed: epoch 1: iteration 1 of 3")
+    smaller = config.replace(training=config.training.replace(batch_size=15, epochs=1))
+    with FailureRecorder(folder) as recorder:
+        train(smaller, splits, folder, recorder)
+    assert RunFolder(folder).config() == smaller
+    assert read_run(folder).describe() == "trained"
 
 
 def test_after_a_nan_a_restored_run_has_half_the_routers_learning_rate(

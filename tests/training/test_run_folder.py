@@ -46,6 +46,21 @@ def test_claim_another_run(resume: bool, tmp_path: Path) -> None:
     assert all_files(folder.path) == before
 
 
+@pytest.mark.parametrize("resume", [True, False])
+def test_claim_the_folder_of_a_run_that_saved_nothing(resume: bool, tmp_path: Path) -> None:
+    folder = saved_run(tmp_path)
+    folder.claim(CONFIG.replace(seed=4), resume=resume)
+    assert folder.config() == CONFIG.replace(seed=4)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "record.json", "checkpoints/epoch-0001/manifest.json"])
+def test_claim_another_run_without_a_whole_checkpoint(name: str, tmp_path: Path) -> None:
+    folder = saved_run(tmp_path)
+    (folder.path / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder.path / name).write_text("{}")
+    assert "holds another run" in refusal(folder.claim, CONFIG.replace(seed=4), resume=True)
+
+
 def test_claim_on_another_device(tmp_path: Path) -> None:
     folder = saved_run(tmp_path, 1)
     folder.claim(CONFIG.replace(runtime=RuntimeConfig(threads=2)), resume=True)

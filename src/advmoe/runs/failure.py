@@ -6,7 +6,6 @@ from types import TracebackType
 
 from advmoe.files import write_atomically
 from advmoe.training.observers import Observer
-from advmoe.training.steps import Metrics
 
 FAILED = "failed.txt"  # removed when the run is started again
 
@@ -20,7 +19,7 @@ def mark_failed(folder: Path, line: str) -> None:
 class FailureRecorder(Observer):
     """Writes failed.txt when training ends in an error, and removes it when training goes on.
 
-    Before the first iteration it writes nothing, because another process may be training in the folder.
+    Before the folder is claimed it writes nothing, because another process may be training there.
     """
 
     def __init__(self, run: Path) -> None:
@@ -33,7 +32,6 @@ class FailureRecorder(Observer):
         if self.begun and isinstance(error, Exception):
             mark_failed(self.run, " ".join(str(error).split()) or type(error).__name__)
 
-    def iteration(self, epoch: int, done: int, total: int, sums: Metrics, images: int) -> None:
-        if not self.begun:
-            (self.run / FAILED).unlink(missing_ok=True)
+    def begin(self) -> None:
+        (self.run / FAILED).unlink(missing_ok=True)
         self.begun = True

@@ -105,6 +105,7 @@ def _claim(job: Job) -> None:
     with FileLock(job.folder.parent / LOCK):
         if not folder.config_path.exists():
             folder.clean()  # left by a process that was killed while it claimed the folder
+        folder.check_free(job.config)  # a process may train there: this one does not hold the lock of training
         folder.claim(job.config, resume=True)
         write_atomically(folder.config_path, dump_yaml(job.config))
 

@@ -123,7 +123,14 @@ class RunFolder:
         return bool(launch) and launch in locks.read_lines(self.path / LOCK)[1:]
 
     def claim(self, config: RunConfig, resume: bool) -> None:
-        """Create the run in this folder: write `config`. Raises UserError as `check_free`, and for this run without `resume`."""
+        """Create the run in this folder, whose lock the caller holds: write `config`, also over a run that has saved nothing.
+
+        Raises UserError as `check_free`, and for this run without `resume`.
+        """
+        if self.config_path.exists() and not self._has_results():
+            if differences(self.config(), config):
+                write_atomically(self.config_path, dump_yaml(config))
+            return
         self.check_free(config)
         if not self.config_path.exists():
             self.path.mkdir(parents=True, exist_ok=True)
@@ -139,6 +146,9 @@ class RunFolder:
                 raise UserError(f"{self.path}: holds another run ({changed[0]}); give another --out, or the settings of that run")
         else:
             self._check_empty()
+
+    def _has_results(self) -> bool:
+        return bool(self.checkpoint_folders()) or any((self.path / name).exists() for name in (METRICS, "record.json"))
 
     def _check_empty(self) -> None:
         if self.path.exists() and (not self.path.is_dir() or any(map(_is_foreign, self.path.iterdir()))):

@@ -59,6 +59,8 @@ def train(config: RunConfig, splits: Splits, out: Path, *observers: Observer, re
         if isinstance(splits.train, MixedImages):
             digests["generated"] = splits.train.digest
         run = Run(config, splits, folder, model, interrupts, observers if distributed.rank() == 0 else (), latest, digests)
+        for observer in () if run.is_done else run.observers:
+            observer.begin()
         check_unchanged(config, digests, run.last_row)
         while not run.is_done:
             number = run.phase_number
