@@ -131,7 +131,7 @@ def test_a_wrapper_hides_routing_only_if_something_in_it_routes(kind: DenseKind,
     model = network(kind)
     x, options = torch.rand(2, 1, 8, 8), EvaluationOptions(EPSILON)
     y = model(x).argmax(dim=1)
-    for inner in (model, deployed(model), Loaded(model, RunConfig(), image_spec(4))):
+    for inner in (model, deployed(model), Loaded(model, RunConfig(), image_spec(4, [0.5], [0.5]))):
         assert make_target(nn.Sequential(inner).eval(), x, y, options).hides_routing == routes
 
 

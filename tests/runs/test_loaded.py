@@ -1,5 +1,6 @@
 """A loaded network: images of any kind, and a Record that belongs to its weights."""
 
+import io
 import logging
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,29 @@ def test_8_bit_pixels_of_no_image_are_refused(model: Loaded, image: Any) -> None
     with pytest.raises(UserError, match=r"^uint8 pixels must be \[H, W\] or .* of 1, 3 or 4 channels, not of shape ") as caught:
         model.predict(image)
     assert str(tuple(image.shape)) in str(caught.value)
+
+
+def test_an_image_that_is_cut_short_is_refused(model: Loaded, tmp_path: Path) -> None:
+    photo(64, 64).save(tmp_path / "whole.png")
+    data = (tmp_path / "whole.png").read_bytes()
+    with Image.open(io.BytesIO(data[: len(data) // 2])) as image, pytest.raises(UserError, match=r"^image: cannot be decoded \("):
+        model.predict(image)
+
+
+def test_no_class_is_named_for_logits_that_are_not_finite(tiny: Any) -> None:
+    model = advmoe.Loaded(network(tiny(), SPEC), tiny(), SPEC)
+    for value in (torch.nan, torch.inf):
+        torch.nn.init.constant_(model.network.classifier.bias, value)
+        with pytest.raises(UserError, match=r"^the network returns NaN or infinity"):
+            model.predict(photo())
+
+
+def test_a_batch_of_another_shape_is_refused(model: Loaded) -> None:
+    for shape in ((2, 1, 8, 8), (3, 8, 8)):
+        for call in (model, model.forward_routed, model.predict_batch):
+            with pytest.raises(UserError, match=r"^images must be a batch \[B, 3, H, W\], not of shape ") as caught:
+                call(torch.rand(shape))
+            assert str(shape) in str(caught.value)
 
 
 def test_a_file_that_is_no_image_is_refused(model: Loaded, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from advmoe.attacks.surrogate import route_of
 from advmoe.config import RunConfig
 from advmoe.data import ImageSpec
 from advmoe.data.single import LoadedImage, fit_image, is_central, read_image
-from advmoe.errors import UserError
+from advmoe.errors import UserError, reason_of
 from advmoe.evaluation.record import Record
 from advmoe.models import Classifier
 from advmoe.models.digest import weights_digest
@@ -62,7 +62,8 @@ class Loaded(nn.Module):
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, classes], through the hard gate. Raises UserError if `x` is not floats, or clearly not pixels in [0, 1]."""
+        """Logits [B, classes], through the hard gate. Raises UserError if `x` is not floats, not a batch, or clearly not pixels in
+        [0, 1]."""
         self._check_pixels(x)
         logits: Tensor = self.network(x)
         return logits
@@ -87,7 +88,12 @@ class Loaded(nn.Module):
         if isinstance(image, str | Path):
             pixels = self.read(Path(image)).pixels
         elif isinstance(image, Image.Image):
-            pixels = fit_image(image, self.input_size, "image", central=central).pixels
+            try:
+                pixels = fit_image(image, self.input_size, "image", central=central).pixels
+            except UserError:
+                raise
+            except Exception as error:  # a damaged image can raise nearly any exception
+                raise UserError(f"image: cannot be decoded ({reason_of(error)})") from None
         elif isinstance(image, np.ndarray | Tensor) and image.dtype in (np.uint8, torch.uint8):
             pixels = fit_image(_photo(image), self.input_size, "image", central=central).pixels
         else:
@@ -100,9 +106,14 @@ class Loaded(nn.Module):
 
     @torch.inference_mode()
     def predict_batch(self, x: Tensor) -> list[Prediction]:
-        """Class, confidence and pathway of each of the images [B, C, H, W], which have values in [0, 1]."""
+        """Class, confidence and pathway of each of the images [B, C, H, W], which have values in [0, 1].
+
+        Raises UserError if a logit is not finite.
+        """
         self._check_pixels(x)
         logits, routings = self.forward_routed(x.to(next(self.parameters()).dtype))
+        if not bool(logits.isfinite().all()):
+            raise UserError("the network returns NaN or infinity: it may be damaged, or have overflowed in its dtype")
         confidences, numbers = logits.float().softmax(dim=1).max(dim=1)
         routes = route_of(routings).tolist() if routings else [[]] * len(x)
         rows = zip(numbers.tolist(), confidences.tolist(), routes, strict=True)
@@ -114,7 +125,7 @@ class Loaded(nn.Module):
         return self._recorded is not None and self._recorded != weights_digest(with_plain_weights(self.network))
 
     def _check_pixels(self, x: Tensor) -> None:
-        """Raises UserError if `x` is not a tensor of floats, or has values far outside [0, 1].
+        """Raises UserError if `x` is not a tensor of floats, not a batch of images, or has values far outside [0, 1].
 
         On CUDA and the like, values are checked until one batch passes, because a check waits for the device. Noise around an image
         may leave [0, 1].
@@ -125,6 +136,9 @@ class Loaded(nn.Module):
         if not isinstance(x, Tensor) or not x.is_floating_point():
             raise UserError(f"{advice}, such as {x.dtype if isinstance(x, Tensor) else type(x).__name__}")
         tracing = torch.compiler.is_compiling() or torch.jit.is_tracing() or in_transform()  # type: ignore[attr-defined, no-untyped-call]
+        channels = self.input_size[0]
+        if not tracing and (x.ndim != 4 or x.shape[1] != channels):  # one channel would be broadcast by the normalisation
+            raise UserError(f"images must be a batch [B, {channels}, H, W], not of shape {tuple(x.shape)}")
         checked = self._values_checked and x.device.type != "cpu"
         if checked or tracing or type(x) is not Tensor or x.is_meta or x.numel() == 0:
             return
