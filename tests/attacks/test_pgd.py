@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from advmoe.attacks import ImageDraws, Pgd, cross_entropy, evaluation_pgd, frozen, kl_divergence, pgd, project
+from advmoe.attacks import Apgd, ImageDraws, Pgd, cross_entropy, evaluation_pgd, frozen, kl_divergence, pgd, project
 from advmoe.attacks.geometry import ascent, length, uniform_start
 from advmoe.errors import UserError
 
@@ -346,3 +346,24 @@ def test_l2_results_lie_in_the_ball_and_do_not_depend_on_the_batch(start):
 def test_unknown_norms_are_refused():
     with pytest.raises(UserError, match="unknown norm 'l2': there is L2, Linf"):
         Pgd(0.1, 0.1, 1, norm="l2")
+    x = torch.rand(1, 3, 4, 4)
+    with pytest.raises(UserError, match="unknown norm 'l2'"):
+        project(x + 1, x, 0.1, "l2")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epsilon": -0.1}, "epsilon must be at least 0, not -0.1"),
+        ({"epsilon": float("nan")}, "epsilon must be at least 0, not nan"),
+        ({"num_steps": -1}, "num_steps must be at least 0, not -1"),
+        ({"restarts": 0}, "restarts must be at least 1, not 0"),
+        ({"start": "random"}, "unknown start 'random': there is none, normal, uniform"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        Pgd(**{"epsilon": 0.1, "step_size": 0.1, "num_steps": 1, **settings})
+    if "start" not in settings:
+        with pytest.raises(UserError, match=message):
+            Apgd(**{"epsilon": 0.1, **settings})

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from advmoe.attacks.draws import Draws
-from advmoe.attacks.geometry import ascent, check_norm, project, uniform_start
+from advmoe.attacks.geometry import ascent, check_settings, project, uniform_start
 from advmoe.attacks.objectives import Objective, cross_entropy, targeted_dlr
 from advmoe.attacks.pgd import Predict, forward_backward
 from advmoe.config.choices import Norm
@@ -35,7 +35,7 @@ class Apgd:
     num_targets: int | None = None
 
     def __post_init__(self) -> None:
-        check_norm(self.norm)
+        check_settings(self.epsilon, self.norm, self.num_steps, self.restarts)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from advmoe.attacks.draws import Draws
 from advmoe.config.choices import Norm
-from advmoe.errors import UserError, nearest
+from advmoe.errors import UserError, check_count, nearest
 
 
 def check_norm(norm: str) -> None:
@@ -20,15 +20,27 @@ def check_norm(norm: str) -> None:
         raise UserError(f"unknown norm '{norm}': {nearest(norm, list(get_args(Norm)))}")
 
 
+def check_settings(epsilon: float, norm: str, num_steps: int, restarts: int) -> None:
+    """Raises UserError if a setting of an attack is out of its range."""
+    check_norm(norm)
+    if not epsilon >= 0:
+        raise UserError(f"epsilon must be at least 0, not {epsilon:g}")
+    if num_steps < 0:
+        raise UserError(f"num_steps must be at least 0, not {num_steps}")
+    check_count("restarts", restarts)
+
+
 def project(x_adv: Tensor, x: Tensor, epsilon: float, norm: Norm = "Linf") -> Tensor:
     """Project x_adv onto the ball around x and onto [0, 1].
 
     Linf: the nearest allowed point. L2: the change is scaled down to the radius, then the pixels are clamped. `x` is in [0, 1],
-    so clamping moves a point closer to x and never out of the ball.
+    so clamping moves a point closer to x and never out of the ball. Raises UserError on an unknown norm.
     """
     if norm == "L2":
         change = x_adv - x
         return (x + change * (epsilon / length(change).clamp_min(1e-12)).clamp_max(1)).clamp_(0, 1)
+    if norm != "Linf":
+        check_norm(norm)
     return torch.minimum(torch.maximum(x_adv, x - epsilon), x + epsilon).clamp_(0, 1)
 
 

@@ -4,17 +4,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from advmoe.attacks.draws import Draws
-from advmoe.attacks.geometry import ascent, check_norm, project, uniform_start
+from advmoe.attacks.geometry import ascent, check_settings, project, uniform_start
 from advmoe.attacks.objectives import Objective, cross_entropy
 from advmoe.config.choices import Norm
+from advmoe.errors import UserError, nearest
 from advmoe.moe.replace import kept_modes
 
+Start = Literal["uniform", "normal", "none"]
 Predict = Callable[[Tensor], Tensor]
 
 
@@ -44,11 +46,13 @@ class Pgd:
     step_size: float
     num_steps: int
     restarts: int = 1
-    start: Literal["uniform", "normal", "none"] = "uniform"
+    start: Start = "uniform"
     norm: Norm = "Linf"
 
     def __post_init__(self) -> None:
-        check_norm(self.norm)
+        check_settings(self.epsilon, self.norm, self.num_steps, self.restarts)
+        if self.start not in get_args(Start):
+            raise UserError(f"unknown start '{self.start}': {nearest(self.start, list(get_args(Start)))}")
 
 
 def evaluation_pgd(epsilon: float, num_steps: int, norm: Norm = "Linf") -> Pgd:
