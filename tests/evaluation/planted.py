@@ -60,11 +60,11 @@ class NoisyLogits(Planted):
 
 
 class UnsettledTies(Planted):
-    """A router that holds all experts equal and leaves the choice to chance."""
+    """A router that holds all experts equal and leaves the choice to chance, unless the gate names the expert."""
 
     def forward_routed(self, x: Tensor, gate: Gate = HARD) -> tuple[Tensor, list[Routing]]:
         drawn = torch.randint(len(self.experts), (len(x), 1))
-        logits, routings = super().forward_routed(x, ForcedGate(drawn))
+        logits, routings = super().forward_routed(x, gate if isinstance(gate, ForcedGate) else ForcedGate(drawn))
         return logits, [Routing(0 * routing.logits, routing.experts) for routing in routings]
 
 

@@ -18,7 +18,7 @@ from advmoe.errors import UserError
 from advmoe.evaluation import ATTACKS, evaluate
 from advmoe.evaluation.results import wilson
 from advmoe.models.resnet import ResNet
-from advmoe.moe import HARD, MoEKind, Routing, StraightThroughGate
+from advmoe.moe import HARD, ForcedGate, MoEKind, Routing, StraightThroughGate
 
 EPSILON = 0.02
 QUICK = ("pgd_10", "pgd_50", "reroute_quick")
@@ -139,7 +139,7 @@ def test_an_attack_that_ran_on_other_survivors_gives_no_figure(toy, x, y, tmp_pa
     evaluation = evaluate(toy, x, y, epsilon=EPSILON, preset=("reroute", *AUTOATTACK), store=tmp_path)
     assert evaluation.figures == {}
     evaluate(toy, x, y, epsilon=EPSILON, preset=("autoattack",), store=tmp_path)
-    assert list(evaluate(toy, x, y, epsilon=EPSILON, preset=("reroute",), store=tmp_path).figures) == ["ra_aa"]
+    assert list(evaluate(toy, x, y, epsilon=EPSILON, preset=("reroute",), store=str(tmp_path)).figures) == ["ra_aa"]
     monkeypatch.setitem(ATTACKS, "aa_fab-t", replace(ATTACKS["aa_fab-t"], version=99))
     assert evaluate(toy, x, y, epsilon=EPSILON, preset=("reroute",), store=tmp_path).figures == {}
 
@@ -242,6 +242,8 @@ def test_intervals_are_of_all_images(evaluated):
         (lambda x, y: (x[:0], y[:0]), "0 images and 0 labels"),
         (lambda x, y: (x.flatten(1), y), r"images must be \[n, C, H, W\] and labels \[n\], not \[20, 36\]"),
         (lambda x, y: (x.double(), y), "images must be float32 and labels int64, not torch.float64"),
+        (lambda x, y: (x.numpy(), y.numpy()), "images and labels must be tensors, not ndarray and ndarray"),
+        (lambda x, y: (x, y.tolist()), "images and labels must be tensors, not Tensor and list"),
         (lambda x, y: (x, y.float()), "not torch.float32 and torch.float32"),
     ],
 )
@@ -276,11 +278,22 @@ def test_bad_images_are_refused_in_one_line(toy, x, spoil, message):
         ({"seed": -1}, "seed must be in"),
         ({"shard_size": 0}, "shard_size must be at least 1, not 0"),
         ({"part": (2, 2)}, r"part must be \(i, k\) with 0 <= i < k, not \(2, 2\)"),
+        ({"part": (5, 6)}, r"part \(5, 6\) has no shard: 20 images are 1 shard of up to "),
     ],
 )
 def test_bad_options_are_refused_in_one_line(toy, x, y, options, message):
     with pytest.raises(UserError, match=message):
         evaluate(toy, x, y, **{"epsilon": EPSILON, "preset": ("pgd_10",), **options})
+
+
+@pytest.mark.parametrize("followed", [0, 1])
+def test_a_network_that_ignores_the_gate_is_refused(followed, x, y):
+    class Fixed(ToyMoE):
+        def forward_routed(self, x, gate=HARD):
+            return super().forward_routed(x, ForcedGate(torch.full((len(x), 2), followed)))
+
+    with pytest.raises(UserError, match="the network ignores the gate"):
+        evaluate(Fixed().eval(), x, y, epsilon=EPSILON, preset=("pgd_10",))
 
 
 def test_nan_names_the_image(x, y):

@@ -21,8 +21,9 @@ from advmoe.evaluation.record_evaluation import Check
 from advmoe.evaluation.result_checks import check_results
 from advmoe.evaluation.results import Evaluation
 from advmoe.evaluation.shards import Worker
-from advmoe.evaluation.store import Store, split
+from advmoe.evaluation.store import Store, shard_count, split
 from advmoe.evaluation.target import EvaluationOptions, OnAttack, Target, ignore, make_target, routed_inside, store_key
+from advmoe.wording import number_of
 
 logger = logging.getLogger("advmoe")
 
@@ -37,7 +38,7 @@ def evaluate(
     preset: str | Sequence[str] = "standard",
     seed: int = 0,
     shard_size: int = SHARD_SIZE,
-    store: Path | None = None,
+    store: str | Path | None = None,
     part: tuple[int, int] = (0, 1),
     transfer: nn.Module | None = None,
     bf16_search: bool = False,
@@ -70,13 +71,15 @@ def evaluate(
 
     Raises UserError if pixels are outside [0, 1], if labels are out of range, if the network has fewer than 2 classes or returns
     NaN, if `transfer` has another number of classes, if no attack of the preset can run, if the store holds results of another
-    network, data, threat model or seed, if another process evaluates the same shards of the store, or if x' should be written
-    without a store.
+    network, data, threat model or seed, if another process evaluates the same shards of the store, if `part` has no shard, or if x'
+    should be written without a store.
     """
     options = EvaluationOptions(
-        epsilon, norm, preset, seed, shard_size, store, part, transfer, bf16_search, save_adversarial, progress, batch_size,
-        pathway_budget,
+        epsilon, norm, preset, seed, shard_size, None if store is None else Path(store), part, transfer, bf16_search,
+        save_adversarial, progress, batch_size, pathway_budget,
     )  # fmt: skip
+    if part[0] >= (count := max(1, shard_count(len(x), shard_size))):
+        raise UserError(f"part {tuple(part)} has no shard: {len(x)} images are {number_of(count, 'shard')} of up to {shard_size}")
     with claimed(options.store, options.part):
         return evaluate_claimed(model, x, y, options)
 
