@@ -19,6 +19,12 @@ def test_other_names_are_unknown(module):
         import_module(module).nothing  # noqa: B018
 
 
+@pytest.mark.parametrize("module", ["advmoe", "advmoe.evaluation"])
+def test_names_that_are_imported_later_are_listed(module):
+    listed = dir(import_module(module))
+    assert {*import_module(module).__all__, "__name__"} <= set(listed)
+
+
 @pytest.mark.parametrize("present", sorted({name for names in MOVED.values() for name in names.values()}))
 def test_the_present_names_exist(present):
     try:

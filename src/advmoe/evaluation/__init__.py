@@ -26,3 +26,7 @@ MODULES = {  # the modules of these names, which are imported when they are firs
 
 if not TYPE_CHECKING:
     __getattr__ = getter(__name__, MODULES)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
