@@ -85,7 +85,8 @@ def test_a_name_is_enough_to_classify_attack_and_evaluate(photo: Path, monkeypat
     assert (row["class"], row["pathway"]) == (prediction.name, list(prediction.pathway))
     assert main(["attack", "demo-advmoe", "photo.png", "--epsilon", "0.2", "--device", "cpu", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["clean"]["class"] == prediction.name
-    assert main(["evaluate", "demo-advmoe", "--attacks", "pgd_10", "--limit-test", "10", "--device", "cpu"]) == 0
+    short = ["--attacks", "pgd_10", "--limit-test", "10", "--device", "cpu"]
+    assert main(["evaluate", "demo-advmoe", *short, "--control", "demo-small-dense"]) == 0  # which the package has a Record of
     assert read_record(photo.parent / "demo-advmoe.record.json").test_images == 10  # in the working folder, not in the package
     assert not (networks.FOLDER / "demo-advmoe.evaluation").exists()
 

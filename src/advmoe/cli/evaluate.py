@@ -19,6 +19,7 @@ from rich.console import Console
 
 from advmoe import distributed
 from advmoe.attacks.presets import resolve
+from advmoe.cli import extension
 from advmoe.cli.arguments.evaluate import EvaluateArguments, EvaluateCommand
 from advmoe.cli.device import find_device, set_up_device
 from advmoe.cli.display import EvaluationProgress
@@ -41,6 +42,7 @@ from advmoe.provenance import code
 from advmoe.reports.control import comparison_line, worst_case_difference
 from advmoe.reports.tables import check_lines, evaluation_lines, record_table
 from advmoe.runs.evaluate import Subject, find_subject
+from advmoe.runs.load import load
 from advmoe.training.precision import autocast_dtype
 
 logger = logging.getLogger("advmoe")
@@ -71,7 +73,10 @@ def _check_used(arguments: EvaluateCommand) -> None:
 
 
 def _check_attacks(arguments: EvaluateCommand) -> None:
-    """Raises UserError, before --fresh deletes anything, if an attack is unknown or a flag is for an attack that is not run."""
+    """Raises UserError, before --fresh deletes anything, if no attack follows --attacks, if one is unknown, or if a flag is for an
+    attack that is not run."""
+    if "--attacks" in arguments.argv and not arguments.attacks:
+        raise UserError("--attacks needs names of attacks, such as pgd_50 and reroute")
     attacks = resolve(arguments.preset).attacks
     for flag, name, given in (
         ("transfer", "transfer", arguments.transfer is not None),
@@ -222,12 +227,14 @@ def _transfer(arguments: EvaluateArguments, splits: Splits) -> Classifier | None
 def _control(run: Path, arguments: EvaluateArguments) -> Record:
     """The Record of another run for the same test set and --name. Raises UserError if there is none."""
     path = _subject(run, arguments).record_path
-    if not path.exists():
-        names = ("name", "test_set", "corruption", "severity")
-        given = [(f"--{name.replace('_', '-')}", str(value)) for name in names if (value := getattr(arguments, name)) is not None]
-        command = shlex.join(["advmoe", "evaluate", str(run), *chain(*given)])
-        raise UserError(f"{run}: is not evaluated yet (no {path.name}); run {command} first")
-    return read_record(path)
+    if path.exists():
+        return read_record(path)
+    if arguments.name is None and arguments.test_set is None and (record := load(run).record) is not None:
+        return record  # of a file, the package or the hub
+    names = ("name", "test_set", "corruption", "severity")
+    given = [(f"--{name.replace('_', '-')}", str(value)) for name in names if (value := getattr(arguments, name)) is not None]
+    command = f"{extension.command()} {shlex.join(['evaluate', str(run), *chain(*given)])}"
+    raise UserError(f"{run}: is not evaluated yet (no {path.name}); run {command} first")
 
 
 def _evaluate_in_workers(arguments: EvaluateCommand, refresh: Callable[[], None]) -> None:
