@@ -1,6 +1,6 @@
 """Batch norm for masked channels and for the outputs of experts, with statistics over all ranks if wanted."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -289,17 +289,18 @@ def recomputed_statistics(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 @torch.no_grad()
-def update_norms(model: nn.Module, batches: Iterable[Tensor]) -> None:
+def update_norms(model: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]]) -> None:
     """Recompute the running statistics of batch norms, expert norms and routers over `batches` of images [B, C, H, W].
 
+    Of a batch that is a tuple or a list, such as (images, labels), the first tensor is taken.
     Use it after you average or change weights. `torch.optim.swa_utils.update_bn` does the same only for norms. The
     norms get plain averages over all batches; the routers get plain averages over the first ten and moving ones after them. An
     expert that no image chose has mean 0 and variance 1 afterwards. The model's mode and the norms' momentum do not change.
     """
     with kept_modes(model), recomputed_statistics(model.modules()):
         model.train()
-        for images in batches:
-            model(images)
+        for batch in batches:
+            model(batch[0] if isinstance(batch, tuple | list) else batch)
 
 
 def synchronise(model: nn.Module, wanted: bool) -> None:

@@ -251,8 +251,9 @@ def test_converting_does_not_change_the_model():
     assert not convert(model.eval(), example_input=images(1)).training
 
 
-def test_layers_named_plain_are_narrowed_and_not_routed():
-    model = convert(make_network("vgg"), example_input=images(1), plain=["network.7"])
+@pytest.mark.parametrize("plain", [["network.7"], "network.7"])
+def test_layers_named_plain_are_narrowed_and_not_routed(plain):
+    model = convert(make_network("vgg"), example_input=images(1), plain=plain)
     assert len(model.moe_layers()) == 2
     assert tuple(model.traced.network.get_submodule("7").weight.shape) == (8, 8, 3, 3)
 

@@ -80,6 +80,7 @@ def convert(
     module and the reason, if the model cannot be converted.
     """
     kind = MoEKind(model_scale, num_experts) if kind is None else kind
+    plain = (plain,) if isinstance(plain, str) else plain  # a string would be read letter by letter
     if isinstance(kind, MaskedKind):
         raise UserError("a converted network has no masks for at_sparse: write the backbone in the layers of advmoe")
     if example_input.ndim != 4 or len(example_input) == 0:
