@@ -70,7 +70,7 @@ def test_added_methods_and_backbones_make_recipes(monkeypatch: pytest.MonkeyPatc
         recipe("cifar10-mine-added-n4")
     monkeypatch.setitem(METHODS, "added", replace(METHODS["at_small_dense"], loss="pgd_at"))
     assert recipe("cifar10-mine-added-steps10").attack.num_steps == 10
-    with pytest.raises(UserError, match="sets the robust loss, and added has none"):
+    with pytest.raises(UserError, match="sets the robust loss, which added fixes"):
         recipe("cifar10-mine-added-pgd_at")
 
 

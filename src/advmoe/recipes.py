@@ -85,7 +85,9 @@ def _with_suffixes(base: RunConfig, traits: MethodTraits, text: str) -> RunConfi
         raise UserError(f"'{text}' is not of the form {GRAMMAR.removeprefix('DATASET-BACKBONE-METHOD')}")
     for suffix, (setting, has) in zip(match.groups(), _settings(traits).items(), strict=True):
         if suffix and not has:
-            raise UserError(f"'{text}' sets the {setting}, and {base.method} has none")
+            fixed = setting == "robust loss" and traits.attacked
+            reason = f"which {base.method} fixes" if fixed else f"and {base.method} has none"
+            raise UserError(f"'{text}' sets the {setting}, {reason}")
     model = base.model.replace(
         model_scale=float(match["scale"] or base.model.model_scale),
         num_experts=int(match["experts"] or base.model.num_experts),

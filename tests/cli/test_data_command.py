@@ -117,6 +117,7 @@ def test_an_interrupt_says_how_to_continue(
         (["get", "imagenet"], "imagenet cannot be downloaded without an account: register at"),
         (["get", "cifar10", "--from", "moon"], "--from"),
         (["get", "cifar10", "--too", "x"], "did you mean --to?"),
+        (["get", "cifar10", "--to", __file__], "is a file; --to takes a folder"),
         (["get", "tinyimagenet", "--from", "hub"], "tinyimagenet is not downloaded from the hub"),
         (["check"], "cifar10 needs --data-dir"),
         (["check", "--dataset", "cifra10"], "unknown dataset 'cifra10': did you mean cifar10"),

@@ -216,10 +216,11 @@ def test_processes_are_divided_among_the_cuda_devices(tmp_path, monkeypatch, dev
         (["--part", "0", "2", "--fresh"], "--part excludes --processes, and --fresh"),
         (["--processes", "0"], "processes must be at least 1, not 0"),
         (["--attacks", "rerout"], "unknown attack 'rerout': did you mean reroute"),
+        (["--attacks"], "--attacks needs names of attacks, such as pgd_50 and reroute"),
         (["--attacks", "transfer"], "nothing can be run of transfer"),
         (["--limit-test", "x"], "error: --limit-test must be INT (see advmoe evaluate --help)"),
         (["--part", "1"], "error: --part must be INT INT (see advmoe evaluate --help)"),
-        (["--epsilon", "0/0"], "error: --epsilon must be FRACTION (see advmoe evaluate --help)"),
+        (["--epsilon", "0/0"], "error: --epsilon must be a number or a fraction such as 8/255 (see"),
         (["--epsilon", "-1"], "epsilon must be at least 0 and finite, not -1"),
         (["--seed", "-1"], "seed must be in"),
         (["--name", "../few"], "name must be up to 100 letters, digits and . _ + - (not as the first), not '../few'"),
@@ -238,10 +239,13 @@ def test_bad_input_is_one_line(run, capsys, arguments, message):
     assert message in error_line(capsys, run, *arguments, "--device", "cpu")
 
 
-def test_a_control_that_is_not_evaluated_is_one_line(run, capsys, tmp_path):
+def test_a_control_that_is_not_evaluated_is_one_line(run, capsys, tmp_path, monkeypatch):
     shutil.copytree(run, tmp_path / "control", ignore=shutil.ignore_patterns("evaluation*", "record.json"))
     line = error_line(capsys, run, *PLAN, "--control", str(tmp_path / "control"))
     assert f"control: is not evaluated yet (no record.json); run advmoe evaluate {tmp_path / 'control'} first" in line
+    monkeypatch.setattr("advmoe.cli.extension.command", lambda: "python mine.py")
+    line = error_line(capsys, run, *PLAN, "--control", str(tmp_path / "control"))
+    assert f"run python mine.py evaluate {tmp_path / 'control'} first" in line
 
 
 @pytest.mark.parametrize("flags", [["--part", "0", "2"], ["--processes", "2"]])

@@ -225,5 +225,5 @@ def test_the_schema_of_records_is_printed(capsys):
     assert main(["report", "--schema"]) == 0
     schema = json.loads(capsys.readouterr().out)
     assert schema["properties"]["schema"] == {"const": 3, "default": 3, "title": "Schema", "type": "integer"}
-    assert main(["report", "--schema", "here", "--out", "there"]) == 2
+    assert main(["report", "--schema", "here"]) == 2
     assert capsys.readouterr().err == "advmoe: error: --schema takes no other argument: advmoe report --schema\n"

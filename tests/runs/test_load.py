@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from refusal import refusal
+from safetensors import safe_open
 from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file as save_tensors
 
@@ -246,8 +247,6 @@ def test_other_files_are_refused_in_a_line(run: Path, tmp_path: Path) -> None:
     ],
 )
 def test_altered_headers_are_refused_in_a_line(run: Path, tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    from safetensors import safe_open
-
     path = tmp_path / "x.safetensors"
     model = load(run)
     save_file(model, path)
@@ -256,6 +255,22 @@ def test_altered_headers_are_refused_in_a_line(run: Path, tmp_path: Path, change
     content |= change
     save_tensors(model.network.state_dict(), path, {"advmoe": json.dumps(content)})
     assert message in refusal(load, path)
+
+
+def test_weights_of_another_network_are_refused_with_a_tensors_name(run: Path, tmp_path: Path) -> None:
+    path, model = tmp_path / "x.safetensors", load(run)
+    save_file(model, path)
+    with safe_open(path, "pt") as file:
+        header = file.metadata()
+    state = model.network.state_dict()
+    for name, change, message in (
+        ("normalize.mean", None, "it has no tensor normalize.mean"),
+        ("more", torch.zeros(3), "it has a tensor more that the configuration does not describe"),
+        ("normalize.mean", torch.zeros(3), "normalize.mean is of shape (3,), not ("),
+    ):
+        changed = {key: tensor for key, tensor in {**state, name: change}.items() if tensor is not None}
+        save_tensors(changed, path, header)
+        assert message in refusal(load, path)
 
 
 # The hub

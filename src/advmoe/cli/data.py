@@ -12,6 +12,7 @@ from advmoe.data import Splits, load_dataset
 from advmoe.data.fetch import fetch
 from advmoe.data.hub import fetch_from_hub
 from advmoe.data.images import Source
+from advmoe.errors import UserError
 
 
 def run(arguments: DataGetArguments | DataCheckArguments) -> None:
@@ -26,6 +27,8 @@ def get(arguments: DataGetArguments) -> None:
     """Download a data set and print where it is. Raises UserError if it is not available."""
     name = arguments.name
     to = arguments.to or Path("data") / name
+    if to.exists() and not to.is_dir():
+        raise UserError(f"{to}: is a file; --to takes a folder")
     lines = fetch_from_hub(name, to) if arguments.source == "hub" else fetch(name, to, Console(stderr=True))
     print(*lines, f"next: advmoe data check --dataset {name} --data-dir {shlex.quote(str(to))}", sep="\n")
 

@@ -28,6 +28,7 @@ from advmoe.recipes import recipe
 Arguments = TypeVar("Arguments")
 Flag = tyro.conf.FlagCreatePairsOff[bool]
 TYPE_ERRORS = ("no type matching", "invalid literal for int", "could not convert string to float")  # beginnings of messages
+IN_WORDS = {"FRACTION": "a number or a fraction such as 8/255"}
 Flat: Any = tyro.conf.OmitArgPrefixes  # every field a plain flag: names are unique across the sections
 
 
@@ -140,7 +141,7 @@ def _reason(argument: ArgumentDefinition, message: str) -> str:
     None, which optional flags also take, is not worth a mention.
     """
     metavar = str(argument.lowered.metavar).replace("{", "").replace("}", "")
-    forms = [form for form in metavar.split("|") if form != "None"]
+    forms = [IN_WORDS.get(form, form) for form in metavar.split("|") if form != "None"]
     return f"must be {' or '.join(forms)}" if message.startswith(TYPE_ERRORS) else f"is wrong: {message}"
 
 

@@ -141,7 +141,7 @@ class AttackConfig(Section):
     """The L-infinity threat model, and the attack used during training."""
 
     epsilon: Annotated[Fraction, Field(ge=0, le=1), FROM_TEXT] = 8 / 255
-    """Radius of the ball; pixel values are in [0, 1]."""
+    """Radius of the ball, such as 8/255; pixel values are in [0, 1]."""
     num_steps: Count = 2
     """Steps of the training attack."""
     step_size: Annotated[Fraction, Field(gt=0), FROM_TEXT] | None = None

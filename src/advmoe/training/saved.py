@@ -154,5 +154,10 @@ def _check_fit(config: RunConfig, spec: ImageSpec, state: Mapping[str, Tensor]) 
         expected = {name: tuple(value.shape) for name, value in network(config, spec).state_dict().items()}
     shapes = {name: tuple(value.shape) for name, value in state.items()}
     mismatch = next((name for name in (*expected, *shapes) if expected.get(name) != shapes.get(name)), None)
-    if mismatch is not None:
-        raise ValueError(f"{mismatch} is of shape {shapes.get(mismatch)}, not {expected.get(mismatch)}")
+    if mismatch is None:
+        return
+    if mismatch not in shapes:
+        raise ValueError(f"it has no tensor {mismatch}")
+    if mismatch not in expected:
+        raise ValueError(f"it has a tensor {mismatch} that the configuration does not describe")
+    raise ValueError(f"{mismatch} is of shape {shapes[mismatch]}, not {expected[mismatch]}")

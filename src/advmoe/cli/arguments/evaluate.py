@@ -51,7 +51,7 @@ class EvaluateArguments:
     norm: Norm = "Linf"
     """Norm of the ball."""
     epsilon: Fraction | None = None
-    """Radius of the ball; by default the one that the network was trained for. L2 has no default."""
+    """Radius of the ball, such as 8/255; by default the one that the network was trained for. L2 has no default."""
     transfer: Path | None = None
     """Another run on the same data, such as that of the small dense network: images that fool it are tried on this network."""
     control: Path | None = None

@@ -27,7 +27,6 @@ class ReportArguments:
 def read(argv: list[str]) -> ReportArguments:
     if argv == ["--schema"]:
         return ReportArguments(folder=Path(), out=Path(), schema=True)
-    arguments = parse(ReportArguments, "report", argv)
-    if arguments.schema:
+    if "--schema" in argv:
         raise UserError("--schema takes no other argument: advmoe report --schema")
-    return arguments
+    return parse(ReportArguments, "report", argv)
