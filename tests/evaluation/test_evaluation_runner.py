@@ -278,7 +278,6 @@ def test_bad_images_are_refused_in_one_line(toy, x, spoil, message):
         ({"seed": -1}, "seed must be in"),
         ({"shard_size": 0}, "shard_size must be at least 1, not 0"),
         ({"part": (2, 2)}, r"part must be \(i, k\) with 0 <= i < k, not \(2, 2\)"),
-        ({"part": (5, 6)}, r"part \(5, 6\) has no shard: 20 images are 1 shard of up to "),
     ],
 )
 def test_bad_options_are_refused_in_one_line(toy, x, y, options, message):

@@ -21,9 +21,8 @@ from advmoe.evaluation.record_evaluation import Check
 from advmoe.evaluation.result_checks import check_results
 from advmoe.evaluation.results import Evaluation
 from advmoe.evaluation.shards import Worker
-from advmoe.evaluation.store import Store, shard_count, split
+from advmoe.evaluation.store import Store, split
 from advmoe.evaluation.target import EvaluationOptions, OnAttack, Target, ignore, make_target, routed_inside, store_key
-from advmoe.wording import number_of
 
 logger = logging.getLogger("advmoe")
 
@@ -57,7 +56,8 @@ def evaluate(
     - `seed`: seed of the attacks' random numbers.
     - `shard_size`: number of images whose results are kept together. Survivors are collected over a shard.
     - `store`: a folder that keeps the results after every attack on a shard. Stored attacks are not run again.
-    - `part`: (i, k) runs only every k-th shard, starting at i. The figures are then those of these shards' images, without checks.
+    - `part`: (i, k) runs only every k-th shard, starting at i. The figures are then those of these shards' images, without checks;
+      with fewer than k shards, some parts have no image.
     - `transfer`: a network to transfer attacks from.
     - `bf16_search`: attacks may compute gradients in bfloat16. Whether an image fools is always decided in float32.
     - `save_adversarial`: write x' to the store.
@@ -69,17 +69,15 @@ def evaluate(
     With two or three classes, attacks of this package replace those of AutoAttack and AutoAttack plus that need more. Their figures
     are then `ra_aa_few_classes` and `ra_aa_plus_few_classes` instead of `ra_aa` and `ra_aa_plus`.
 
-    Raises UserError if pixels are outside [0, 1], if labels are out of range, if the network has fewer than 2 classes or returns
-    NaN, if `transfer` has another number of classes, if no attack of the preset can run, if the store holds results of another
-    network, data, threat model or seed, if another process evaluates the same shards of the store, if `part` has no shard, or if x'
-    should be written without a store.
+    Raises UserError if pixels are outside [0, 1], if labels are out of range, if the network has fewer than 2 classes, returns NaN
+    or ignores the gate, if `transfer` has another number of classes, if no attack of the preset can run, if the store holds results of another
+    network, data, threat model or seed, if another process evaluates the same shards of the store, or if x' should be
+    written without a store.
     """
     options = EvaluationOptions(
         epsilon, norm, preset, seed, shard_size, None if store is None else Path(store), part, transfer, bf16_search,
         save_adversarial, progress, batch_size, pathway_budget,
     )  # fmt: skip
-    if part[0] >= (count := max(1, shard_count(len(x), shard_size))):
-        raise UserError(f"part {tuple(part)} has no shard: {len(x)} images are {number_of(count, 'shard')} of up to {shard_size}")
     with claimed(options.store, options.part):
         return evaluate_claimed(model, x, y, options)
 
