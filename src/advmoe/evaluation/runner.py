@@ -70,8 +70,8 @@ def evaluate(
     are then `ra_aa_few_classes` and `ra_aa_plus_few_classes` instead of `ra_aa` and `ra_aa_plus`.
 
     Raises UserError if pixels are outside [0, 1], if labels are out of range, if the network has fewer than 2 classes, returns NaN
-    or ignores the gate, if `transfer` has another number of classes, if no attack of the preset can run, if the store holds results of another
-    network, data, threat model or seed, if another process evaluates the same shards of the store, or if x' should be
+    or ignores the gate, if `transfer` has another number of classes, if no attack of the preset can run, if the store holds results
+    of another network, data, threat model or seed, if another process evaluates the same shards of the store, or if x' should be
     written without a store.
     """
     options = EvaluationOptions(
