@@ -199,6 +199,7 @@ def annotated(change: Callable[[list[str]], list[str]]) -> bytes:
 ERRORS = {
     "no wnids": ({"wnids.txt": None}, "DATA: contains no wnids.txt; give "),
     "empty wnids": ({"wnids.txt": b"\n"}, "DATA/wnids.txt: is empty"),
+    "long wnid": ({"wnids.txt": b"n" * 2000}, "DATA/wnids.txt: 'nnnn"),
     "wnid twice": ({"wnids.txt": files()["wnids.txt"] + b"n01443537\n"}, "DATA/wnids.txt: n01443537 is listed twice"),
     "wnids no text": ({"wnids.txt": b"\xff\xfe\x80"}, "DATA/wnids.txt: not a text file in UTF-8"),
     "wnid without images": ({"wnids.txt": files()["wnids.txt"] + b"n9\n"}, "DATA/train/n9/images: contains no image"),

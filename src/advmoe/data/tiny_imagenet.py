@@ -26,9 +26,10 @@ from advmoe.data.images import (
     only_labels,
 )
 from advmoe.data.paths import data_path, os_errors_as_user_errors
-from advmoe.errors import UserError
+from advmoe.errors import UserError, short_repr
 
 SIZE = 64
+MAX_WNID = 64  # characters of the name of a class; they are "n" and eight digits
 NAME = "tiny-imagenet-200"
 FORMS = f"{NAME} (folder) or {NAME}.zip"
 WNIDS, ANNOTATIONS = "wnids.txt", "val/val_annotations.txt"
@@ -132,6 +133,9 @@ def _zip_tree(path: Path, archive: zipfile.ZipFile) -> _Tree:
 
 def _wnids(tree: _Tree) -> list[str]:
     wnids = [line.strip() for line in tree.lines(WNIDS) if line.strip()]
+    for wnid in wnids:
+        if len(wnid) > MAX_WNID or not wnid.isprintable():
+            raise UserError(f"{tree.where(WNIDS)}: {short_repr(wnid)} is not the name of a class")
     duplicate = next((wnid for wnid, times in Counter(wnids).items() if times > 1), None)
     if duplicate is not None or not wnids:
         raise UserError(f"{tree.where(WNIDS)}: {'is empty' if duplicate is None else f'{duplicate} is listed twice'}")
