@@ -43,7 +43,8 @@ def title(cell: Cell) -> str:
 def record_row(record: Record, measures: list[Measure]) -> list[str]:
     """One Record as a row; a measure that it lacks is blank."""
     low, high = record.worst_interval
-    worst, *others = ["" if (value := measure.value(record)) is None else f"{value:.1f}" for measure in measures]
+    values = [measure.value(record) for measure in measures]
+    worst, *others = ["" if value is None else f"{value:.1f}" for value in values]
     reduction = "" if record.gmacs == record.gmacs_dense else f"{-record.reduction:+.0f} %"
     return [title(cell_of(record)), f"{worst} ({low:.0f} to {high:.0f})", *others, f"{record.gmacs:.4f}", reduction]
 

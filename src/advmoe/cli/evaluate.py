@@ -229,8 +229,10 @@ def _control(run: Path, arguments: EvaluateArguments) -> Record:
     path = _subject(run, arguments).record_path
     if path.exists():
         return read_record(path)
-    if arguments.name is None and arguments.test_set is None and (record := load(run).record) is not None:
-        return record  # of a file, the package or the hub
+    if arguments.name is None and arguments.test_set is None:
+        record = load(run).record  # of a file, the package or the hub
+        if record is not None:
+            return record
     names = ("name", "test_set", "corruption", "severity")
     given = [(f"--{name.replace('_', '-')}", str(value)) for name in names if (value := getattr(arguments, name)) is not None]
     command = f"{extension.command()} {shlex.join(['evaluate', str(run), *chain(*given)])}"

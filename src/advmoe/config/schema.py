@@ -53,7 +53,7 @@ Count = Annotated[int, Field(ge=1, lt=INTEGER_LIMIT)]
 Index = Annotated[int, Field(ge=0, lt=INTEGER_LIMIT)]
 Share = Annotated[float, Field(ge=0, le=1), FROM_TEXT]
 Rate = Annotated[float, Field(ge=0), FROM_TEXT]
-PartialShare = Annotated[float, Field(ge=0, lt=1), FROM_TEXT]
+BelowOne = Annotated[float, Field(ge=0, lt=1), FROM_TEXT]
 Precision = Literal["float32", "bfloat16", "auto"]
 Compile = Literal["none", "graphs", "inductor"]
 
@@ -123,7 +123,7 @@ class DataConfig(Section):
     augment: Literal["crop_flip", "crop_shift", "idbh_weak"] = "crop_flip"
     """Augmentation of images in memory: crop_flip crops after padding; crop_shift is CropShift (Li and Spratling, ICLR 2023);
     idbh_weak adds one colour or shape operation and erasing to it."""
-    augment_from: PartialShare = 0.0
+    augment_from: BelowOne = 0.0
     """Share of the epochs, at the start, that use crop_flip. Then the augmentation of `augment` begins."""
     generated: str | None = None
     """File of generated training images: an .npz, written by numpy.savez, with `image` (uint8, NHWC) and `label`."""
@@ -172,7 +172,7 @@ class TrainingConfig(Section):
     """Initial learning rate of the weights (cosine decay to 0)."""
     router_lr: Rate = 0.1
     """Initial learning rate of the routers."""
-    momentum: PartialShare = 0.9
+    momentum: BelowOne = 0.9
     """SGD momentum."""
     weight_decay: Rate = 5e-4
     """SGD weight decay."""
@@ -205,9 +205,9 @@ class TrainingConfig(Section):
     """advmoe: updates of the routers per iteration."""
     weight_steps: Count = 1
     """advmoe: updates of the weights per iteration."""
-    ema: PartialShare = 0.0
+    ema: BelowOne = 0.0
     """Decay of an exponential moving average of all weights, which is evaluated and exported in their place; 0: no average."""
-    label_smoothing: PartialShare = 0.0
+    label_smoothing: BelowOne = 0.0
     """Share of each label that is spread evenly over the classes, in the cross-entropy."""
     soft_labels: Literal["none", "adr"] = "none"
     """adr: labels are mixed with the moving average's predictions (ADR); needs ema."""
@@ -216,7 +216,7 @@ class TrainingConfig(Section):
     prediction (RSLAD)."""
     awp: Rate = 0.0
     """Adversarial weight perturbation: its size relative to each weight tensor's norm (0.005 in the paper of AWP); 0: none."""
-    awp_from: PartialShare = 0.0
+    awp_from: BelowOne = 0.0
     """Share of the epochs, at the start, without adversarial weight perturbation."""
     awp_routers: bool = False
     """Adversarial weight perturbation of the routers' weights too, in the updates that change routers."""

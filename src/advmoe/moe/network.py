@@ -51,7 +51,7 @@ class RoutedNetwork(nn.Module):
             layer.dispatch = name
 
     def tie_norms(self, wanted: bool) -> None:
-        """Set whether the norms of each expert, in train mode, treat all images as images of expert 0 (`ExpertNorm.tied`)."""
+        """Set whether expert norms, in train mode, normalise every image as an image of expert 0 (`ExpertNorm.tied`)."""
         for module in self.modules():
             if isinstance(module, ExpertNorm):
                 module.tied = wanted

@@ -100,7 +100,7 @@ class TrainState:
 
     @property
     def routers_rest(self) -> bool:
-        """Whether no router learns now: the experts are tied, so the choice matters little, or routers that learn only from router
+        """Whether no router learns now: the experts are tied, so their filters are equal, or routers that learn only from router
         terms wait for their target."""
         return self.tied or (self.awaits_groups and learn_from_terms_alone(self.config.training))
 
@@ -139,7 +139,7 @@ def two_level(state: TrainState, batches: Mapping[str, Batch]) -> Metrics:
     """AdvMoE: update the routers on one batch with fixed weights, then the weights on another batch with fixed routers.
 
     In the router update the backbone is in eval mode, so its running statistics do not change. The update is skipped in the
-    iterations that `router_every` leaves out, while the experts are tied, because the choice between equal filters matters little,
+    iterations that `router_every` leaves out, while the experts are tied, because their filters are equal,
     and while routers that learn only from a target have none.
     """
     if not {"routers", "weights"} <= batches.keys():
