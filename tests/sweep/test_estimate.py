@@ -129,6 +129,7 @@ def test_three_iterations_after_the_first_are_timed_in_every_phase(tiny, monkeyp
 
     monkeypatch.setattr(estimate, "_Clock", recorded_clock)
     monkeypatch.setattr(estimate, "MIN_SECONDS", 0.0)
+    monkeypatch.setattr(estimate, "MAX_BATCH", 8)
     config = tiny("at_sparse")
     pace = measure(config, image_spec(config), CPU)
     (clock,) = clocks
