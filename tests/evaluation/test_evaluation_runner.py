@@ -18,7 +18,7 @@ from advmoe.errors import UserError
 from advmoe.evaluation import ATTACKS, evaluate
 from advmoe.evaluation.results import wilson
 from advmoe.models.resnet import ResNet
-from advmoe.moe import HARD, ForcedGate, MoEKind, Routing, StraightThroughGate
+from advmoe.moe import HARD, ForcedGate, Gate, MoEKind, Routing, StraightThroughGate
 
 EPSILON = 0.02
 QUICK = ("pgd_10", "pgd_50", "reroute_quick")
@@ -285,14 +285,40 @@ def test_bad_options_are_refused_in_one_line(toy, x, y, options, message):
         evaluate(toy, x, y, **{"epsilon": EPSILON, "preset": ("pgd_10",), **options})
 
 
-@pytest.mark.parametrize("followed", [0, 1])
-def test_a_network_that_ignores_the_gate_is_refused(followed, x, y):
-    class Fixed(ToyMoE):
-        def forward_routed(self, x, gate=HARD):
-            return super().forward_routed(x, ForcedGate(torch.full((len(x), 2), followed)))
+class OneGate(Gate):
+    """Gives every layer what `gate` gives layer 0."""
 
-    with pytest.raises(UserError, match="the network ignores the gate"):
-        evaluate(Fixed().eval(), x, y, epsilon=EPSILON, preset=("pgd_10",))
+    def __init__(self, gate):
+        self.gate = gate
+
+    def weights(self, logits, layer):
+        return self.gate.weights(logits, 0)
+
+
+routed = ToyMoE.forward_routed
+
+
+@pytest.mark.parametrize(
+    ("forward_routed", "message"),
+    [
+        (
+            lambda model, z, gate=HARD: routed(model, z, ForcedGate(torch.zeros(len(z), 2, dtype=torch.long))),
+            r"routing 0 is not the one that the gate gives MoE layer 0: forward_routed must call gate.weights\(logits, layer\)",
+        ),
+        (lambda model, z, gate=HARD: routed(model, z, ForcedGate(torch.ones(len(z), 2, dtype=torch.long))), "routing 0 is not"),
+        (lambda model, z, gate=HARD: routed(model, z, OneGate(gate)), "routing 1 is not the one that the gate gives MoE layer 1"),
+        (lambda model, z, gate=HARD: routed(model, 1 - z, gate), "forward and forward_routed give different logits"),
+        (lambda model, z: ToyMoE()(z), r"forward_routed must accept \(x, gate\): too many positional arguments"),
+    ],
+)
+def test_a_network_whose_routing_would_be_missed_is_refused(forward_routed, message, x, y):
+    class Faulty(ToyMoE):
+        def forward(self, z):
+            return routed(self, z)[0]
+
+    Faulty.forward_routed = forward_routed
+    with pytest.raises(UserError, match=f"^the network: {message}"):
+        evaluate(Faulty().eval(), x, y, epsilon=EPSILON, preset=("pgd_10",))
 
 
 def test_nan_names_the_image(x, y):

@@ -70,9 +70,9 @@ def evaluate(
     are then `ra_aa_few_classes` and `ra_aa_plus_few_classes` instead of `ra_aa` and `ra_aa_plus`.
 
     Raises UserError if pixels are outside [0, 1], if labels are out of range, if the network has fewer than 2 classes, returns NaN
-    or ignores the gate, if `transfer` has another number of classes, if no attack of the preset can run, if the store holds results
-    of another network, data, threat model or seed, if another process evaluates the same shards of the store, or if x' should be
-    written without a store.
+    or routes in a way that attacks would miss (`advmoe.moe.check_routings`), if `transfer` has another number of classes, if no
+    attack of the preset can run, if the store holds results of another network, data, threat model or seed, if another process
+    evaluates the same shards of the store, or if x' should be written without a store.
     """
     options = EvaluationOptions(
         epsilon, norm, preset, seed, shard_size, None if store is None else Path(store), part, transfer, bf16_search,
