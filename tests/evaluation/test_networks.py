@@ -159,8 +159,14 @@ def test_parametrised_and_pruned_networks_are_attacked_as_they_are() -> None:
         assert evaluation.sa == 100
 
 
-def test_images_of_a_wrong_size_are_refused_in_one_line() -> None:
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.MaxPool2d(8), nn.Flatten(), nn.Linear(4, 3)).eval()
+class Demanding(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise ValueError(f"images of 28 x 28 are needed,\nnot of {x.shape}")
+
+
+@pytest.mark.parametrize("model", [nn.Sequential(nn.Conv2d(1, 4, 3), nn.MaxPool2d(8), nn.Flatten(), nn.Linear(4, 3)), Demanding()])
+def test_images_of_a_wrong_size_are_refused_in_one_line(model: nn.Module) -> None:
+    model.eval()
     with pytest.raises(UserError, match="the network does not take images of 1 x 6 x 6: ") as error:
         evaluate(model, X, torch.zeros(8, dtype=torch.long), epsilon=EPSILON, preset=PLAN)
     assert "\n" not in str(error.value)

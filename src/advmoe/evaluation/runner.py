@@ -12,6 +12,7 @@ from advmoe.attacks import Norm, frozen, pathways
 from advmoe.attacks.presets import Preset, resolve
 from advmoe.attacks.registry import ATTACKS
 from advmoe.config.choices import BATCH_SIZE, PATHWAY_BUDGET, SHARD_SIZE
+from advmoe.entries import check_kind
 from advmoe.errors import UserError
 from advmoe.evaluation.checks import check_finiteness, check_network
 from advmoe.evaluation.claim import claimed
@@ -110,6 +111,9 @@ def warn_before(model: nn.Module, x: Tensor, y: Tensor, options: EvaluationOptio
 def _prepared(model: nn.Module, x: Tensor, y: Tensor, options: EvaluationOptions) -> Iterator[tuple[Target, Preset, Store]]:
     """The network, frozen, as a Target; the preset for its number of classes; the store. Gives the
     warnings first, unless the options say quiet."""
+    check_kind("the network", model, nn.Module)
+    if options.transfer is not None:
+        check_kind("the network to transfer from", options.transfer, nn.Module)
     requested, model = resolve(options.preset), routed_inside(model)
     if model.training:
         logger.warning("the model is in train mode: it is evaluated in eval mode, then restored")

@@ -16,7 +16,7 @@ from advmoe.attacks.job import Job, Setting
 from advmoe.attacks.pathways import num_pathways
 from advmoe.attacks.pgd import forward_backward
 from advmoe.config.choices import BATCH_SIZE, PATHWAY_BUDGET, SHARD_SIZE
-from advmoe.errors import UserError, check_count
+from advmoe.errors import UserError, check_count, reason_of
 from advmoe.evaluation.store import Shard, StoreKey
 from advmoe.evaluation.wrappers import CopiedInput, LowPrecision, copying, gradient_network
 from advmoe.models.routed import RoutedConv2d
@@ -150,7 +150,7 @@ def _num_classes(model: Any, x: Tensor, name: str) -> int:
             logits = model(x.clone().requires_grad_(True))
     except (RuntimeError, ValueError) as error:
         shape = " x ".join(map(str, x.shape[1:]))
-        raise UserError(f"{name} does not take images of {shape}: {error}") from None
+        raise UserError(f"{name} does not take images of {shape}: {reason_of(error)}") from None
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         raise UserError(f"{name} must give logits [n, classes] for images [n, C, H, W]")
     if not logits.requires_grad:
@@ -197,11 +197,11 @@ def _check_images(x: Tensor, y: Tensor) -> None:
         raise UserError(f"{len(x)} images and {len(y)} labels")
     if x.ndim != 4 or y.ndim != 1:
         raise UserError(f"images must be [n, C, H, W] and labels [n], not {list(x.shape)} and {list(y.shape)}")
+    if x.dtype != torch.float32 or y.dtype != torch.int64:
+        raise UserError(f"images must be float32 and labels int64, not {x.dtype} and {y.dtype}")
     low, high = x.min().item(), x.max().item()
     if not (low >= 0 and high <= 1):
         raise UserError(f"pixels must be in [0, 1], not [{low:g}, {high:g}]: normalisation belongs inside the network")
-    if x.dtype != torch.float32 or y.dtype != torch.int64:
-        raise UserError(f"images must be float32 and labels int64, not {x.dtype} and {y.dtype}")
 
 
 def _can_route(module: nn.Module) -> bool:
