@@ -21,7 +21,7 @@ from advmoe.evaluation.store import Shard, StoreKey
 from advmoe.evaluation.wrappers import CopiedInput, LowPrecision, copying, gradient_network
 from advmoe.models.routed import RoutedConv2d
 from advmoe.moe import MoEConv2d, RoutedNetwork, check_routings
-from advmoe.moe.convert.prepare import WRAPPERS
+from advmoe.moe.convert.prepare import unwrapped
 
 SCHEMA = 2  # of stored results; raise it if the key changes, or what counts as broken (`advmoe.evaluation.shards`)
 ANSWERS = 32  # images of `_answers`
@@ -172,10 +172,9 @@ def _transfer(network: nn.Module, x: Tensor, classes: int) -> nn.Module:
 
 
 def routed_inside(model: nn.Module) -> nn.Module:
-    """The network inside a wrapper of PyTorch that computes the same and hides its routing: its `module`, if that routes."""
-    if isinstance(model, WRAPPERS) and hasattr(model.module, "forward_routed"):
-        return model.module
-    return model
+    """The network inside wrappers of PyTorch that compute the same and hide its routing, if it routes; else `model`."""
+    inner = unwrapped(model)
+    return inner if hasattr(inner, "forward_routed") else model
 
 
 def store_key(target: Target, shard_size: int) -> StoreKey:
