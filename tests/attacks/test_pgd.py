@@ -358,12 +358,14 @@ def test_unknown_norms_are_refused():
         ({"epsilon": float("nan")}, "epsilon must be at least 0, not nan"),
         ({"num_steps": -1}, "num_steps must be at least 0, not -1"),
         ({"restarts": 0}, "restarts must be at least 1, not 0"),
+        ({"step_size": -0.1}, "step_size must be at least 0, not -0.1"),
+        ({"step_size": float("nan")}, "step_size must be at least 0, not nan"),
         ({"start": "random"}, "unknown start 'random': there is none, normal, uniform"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
         Pgd(**{"epsilon": 0.1, "step_size": 0.1, "num_steps": 1, **settings})
-    if "start" not in settings:
+    if not {"start", "step_size"} & settings.keys():
         with pytest.raises(UserError, match=message):
             Apgd(**{"epsilon": 0.1, **settings})

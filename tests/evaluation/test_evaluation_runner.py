@@ -18,7 +18,7 @@ from advmoe.errors import UserError
 from advmoe.evaluation import ATTACKS, evaluate
 from advmoe.evaluation.results import wilson
 from advmoe.models.resnet import ResNet
-from advmoe.moe import HARD, ForcedGate, MoEKind, Routing, StraightThroughGate
+from advmoe.moe import HARD, ForcedGate, Gate, MoEKind, Routing, StraightThroughGate
 
 EPSILON = 0.02
 QUICK = ("pgd_10", "pgd_50", "reroute_quick")
@@ -223,6 +223,11 @@ def test_wilson_interval_by_hand():
     assert wilson(1.0, 20) == pytest.approx((83.8875, 100.0), abs=1e-3)
 
 
+def test_printing_a_result_shows_the_figures_and_not_the_rows_of_all_images(evaluated):
+    assert f"sa={evaluated.sa}, figures={{'ra_10': " in repr(evaluated)
+    assert not any(part in repr(evaluated) for part in ("rows=[", "correct=[", "broken={", "ever=["))
+
+
 def test_intervals_are_of_all_images(evaluated):
     intervals = evaluated.to_dict()["intervals"]
     fixed = {f"fixed_expert_{kind}_{expert}" for kind in ("sa", "ra", "ra_worst") for expert in range(3)}
@@ -242,6 +247,7 @@ def test_intervals_are_of_all_images(evaluated):
         (lambda x, y: (x[:0], y[:0]), "0 images and 0 labels"),
         (lambda x, y: (x.flatten(1), y), r"images must be \[n, C, H, W\] and labels \[n\], not \[20, 36\]"),
         (lambda x, y: (x.double(), y), "images must be float32 and labels int64, not torch.float64"),
+        (lambda x, y: ((255 * x).to(torch.uint8), y), "images must be float32 and labels int64, not torch.uint8"),
         (lambda x, y: (x.numpy(), y.numpy()), "images and labels must be tensors, not ndarray and ndarray"),
         (lambda x, y: (x, y.tolist()), "images and labels must be tensors, not Tensor and list"),
         (lambda x, y: (x, y.float()), "not torch.float32 and torch.float32"),
@@ -270,6 +276,7 @@ def test_bad_images_are_refused_in_one_line(toy, x, spoil, message):
             {"preset": ("transfer",), "transfer": nn.Sequential(nn.Flatten(), nn.Linear(49, 4))},
             "the network to transfer from does not take images of 1 x 6 x 6",
         ),
+        ({"transfer": lambda z: z}, "the network to transfer from must be a Module, not a function"),
         ({"norm": "L1"}, "norm must be Linf or L2, not L1"),
         ({"norm": "L2", "preset": ("reroute",)}, "nothing can be run of reroute: works only in Linf"),
         ({"epsilon": -0.1}, "epsilon must be at least 0 and finite, not -0.1"),
@@ -285,14 +292,40 @@ def test_bad_options_are_refused_in_one_line(toy, x, y, options, message):
         evaluate(toy, x, y, **{"epsilon": EPSILON, "preset": ("pgd_10",), **options})
 
 
-@pytest.mark.parametrize("followed", [0, 1])
-def test_a_network_that_ignores_the_gate_is_refused(followed, x, y):
-    class Fixed(ToyMoE):
-        def forward_routed(self, x, gate=HARD):
-            return super().forward_routed(x, ForcedGate(torch.full((len(x), 2), followed)))
+class OneGate(Gate):
+    """Gives every layer what `gate` gives layer 0."""
 
-    with pytest.raises(UserError, match="the network ignores the gate"):
-        evaluate(Fixed().eval(), x, y, epsilon=EPSILON, preset=("pgd_10",))
+    def __init__(self, gate):
+        self.gate = gate
+
+    def weights(self, logits, layer):
+        return self.gate.weights(logits, 0)
+
+
+routed = ToyMoE.forward_routed
+
+
+@pytest.mark.parametrize(
+    ("forward_routed", "message"),
+    [
+        (
+            lambda model, z, gate=HARD: routed(model, z, ForcedGate(torch.zeros(len(z), 2, dtype=torch.long))),
+            r"routing 0 is not the one that the gate gives MoE layer 0: forward_routed must call gate.weights\(logits, layer\)",
+        ),
+        (lambda model, z, gate=HARD: routed(model, z, ForcedGate(torch.ones(len(z), 2, dtype=torch.long))), "routing 0 is not"),
+        (lambda model, z, gate=HARD: routed(model, z, OneGate(gate)), "routing 1 is not the one that the gate gives MoE layer 1"),
+        (lambda model, z, gate=HARD: routed(model, 1 - z, gate), "forward and forward_routed give different logits"),
+        (lambda model, z: ToyMoE()(z), r"forward_routed must accept \(x, gate\): too many positional arguments"),
+    ],
+)
+def test_a_network_whose_routing_would_be_missed_is_refused(forward_routed, message, x, y):
+    class Faulty(ToyMoE):
+        def forward(self, z):
+            return routed(self, z)[0]
+
+    Faulty.forward_routed = forward_routed
+    with pytest.raises(UserError, match=f"^the network: {message}"):
+        evaluate(Faulty().eval(), x, y, epsilon=EPSILON, preset=("pgd_10",))
 
 
 def test_nan_names_the_image(x, y):
@@ -306,9 +339,23 @@ def test_nan_names_the_image(x, y):
         evaluate(Broken().eval(), x, y, epsilon=EPSILON, preset=("pgd_10",))
 
 
-def test_a_network_that_returns_no_logits_is_refused(x, y):
-    with pytest.raises(UserError, match=r"must give logits \[n, classes\]"):
-        evaluate(nn.Flatten(0).eval(), x, y, epsilon=EPSILON, preset=("pgd_10",))
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [(nn.Flatten(0).eval(), r"must give logits \[n, classes\]"), (lambda z: z, "the network must be a Module, not a function")],
+)
+def test_what_returns_no_logits_or_is_no_network_is_refused(model, message, x, y):
+    with pytest.raises(UserError, match=message):
+        evaluate(model, x, y, epsilon=EPSILON, preset=("pgd_10",))
+
+
+def test_a_network_that_computes_in_float64_is_attacked_by_every_attack(toy, x, y):
+    class Double(ToyMoE):
+        def forward_routed(self, z, gate=HARD):
+            return super().forward_routed(z.double(), gate)
+
+    plan = ("pgd_10", "apgd_margin_t", "gama", "straight_through_1", "reroute_quick", "paths")
+    doubled = evaluate(Double().double().eval(), x, y, epsilon=EPSILON, preset=plan)
+    assert doubled.worst == pytest.approx(evaluate(toy, x, y, epsilon=EPSILON, preset=plan).worst, abs=100 / 20)
 
 
 def test_a_network_of_one_class_is_refused_in_one_line(x):

@@ -1,8 +1,9 @@
 """Networks unlike those of this package: they change their input, hide their routing, or have unusual parameters or images."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from advmoe.config import RunConfig
 from advmoe.errors import UserError
 from advmoe.evaluation import ATTACKS, evaluate
 from advmoe.evaluation.precision import full_float32
-from advmoe.evaluation.target import EvaluationOptions, make_target
+from advmoe.evaluation.target import EvaluationOptions, make_target, routed_inside
 from advmoe.evaluation.wrappers import CopiedInput, copying, gradient_network
 from advmoe.models import deployed
 from advmoe.models.resnet import ResNet
@@ -95,9 +96,14 @@ def network(kind: DenseKind = ROUTED) -> ResNet:
     return ResNet(kind, image_spec(4, [0.5], [0.5]), blocks=(1,), width=4, stem="cifar").eval()
 
 
-@pytest.mark.parametrize("wrap", [AveragedModel, nn.DataParallel])
-def test_wrappers_with_a_module_are_unwrapped(wrap: type[nn.Module]) -> None:
+def compiled(model: nn.Module) -> Any:
+    return torch.compile(model, backend="eager")
+
+
+@pytest.mark.parametrize("wrap", [AveragedModel, nn.DataParallel, compiled, lambda model: nn.DataParallel(compiled(model))])
+def test_wrappers_of_a_network_that_routes_are_unwrapped(wrap: Callable[[nn.Module], nn.Module]) -> None:
     model = ToyMoE().eval()
+    assert type(routed_inside(wrap(model))) is ToyMoE
     y = labels(model, X)
     evaluation = evaluate(wrap(model), X, y, epsilon=EPSILON, preset=("pgd_10", "reroute_quick"))
     assert evaluation.left_out == {}
@@ -159,8 +165,14 @@ def test_parametrised_and_pruned_networks_are_attacked_as_they_are() -> None:
         assert evaluation.sa == 100
 
 
-def test_images_of_a_wrong_size_are_refused_in_one_line() -> None:
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.MaxPool2d(8), nn.Flatten(), nn.Linear(4, 3)).eval()
+class Demanding(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise ValueError(f"images of 28 x 28 are needed,\nnot of {x.shape}")
+
+
+@pytest.mark.parametrize("model", [nn.Sequential(nn.Conv2d(1, 4, 3), nn.MaxPool2d(8), nn.Flatten(), nn.Linear(4, 3)), Demanding()])
+def test_images_of_a_wrong_size_are_refused_in_one_line(model: nn.Module) -> None:
+    model.eval()
     with pytest.raises(UserError, match="the network does not take images of 1 x 6 x 6: ") as error:
         evaluate(model, X, torch.zeros(8, dtype=torch.long), epsilon=EPSILON, preset=PLAN)
     assert "\n" not in str(error.value)

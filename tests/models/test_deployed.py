@@ -3,11 +3,13 @@
 import pytest
 import torch
 from test_fused import KINDS, NETWORKS, SPEC, random_network
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from advmoe.config import ModelConfig
+from advmoe.export.traceable import Traceable
 from advmoe.models import build_model, deployed, fused
-from advmoe.moe import HARD, DenseKind, ForcedGate, MoEKind, Router, SoftGate
+from advmoe.moe import HARD, DenseKind, ForcedGate, MoEConv2d, MoEKind, Router, SoftGate
 
 
 @pytest.mark.parametrize(("backbone", "kind"), NETWORKS, ids=str)
@@ -108,6 +110,67 @@ def test_half_precision_does_not_overflow_on_large_images():
     router = Router(3, 2)
     x = torch.rand(2, 3, 256, 256) + 2
     torch.testing.assert_close(router.folded().half()(x.half()).float(), router.eval()(x), rtol=1e-2, atol=1e-2)
+
+
+class HalvingNorm(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x) / 2
+
+
+class HalvingConv2d(MoEConv2d):
+    def forward(self, *inputs):
+        y, routings = super().forward(*inputs)
+        return y / 2, routings
+
+
+class OppositeRouter(Router):
+    def forward(self, x):
+        return -super().forward(x)
+
+
+def of_another_class(kind, other):
+    def change(model):
+        for module in model.modules():
+            if type(module) is kind:
+                module.__class__ = other
+
+    return change
+
+
+def group_norms(model):
+    for layer in model.moe_layers():
+        layer.norm = nn.GroupNorm(1, layer.width).double()
+
+
+def hooks_on_norms(model):
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.register_forward_hook(lambda norm, inputs, y: y / 2)
+
+
+def hooks_on_layers(model):
+    for layer in model.moe_layers():
+        layer.register_forward_hook(lambda layer, inputs, outputs: (outputs[0] / 2, outputs[1]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        of_another_class(nn.BatchNorm2d, HalvingNorm), of_another_class(MoEConv2d, HalvingConv2d),
+        of_another_class(Router, OppositeRouter), group_norms, hooks_on_norms, hooks_on_layers,
+    ],
+)  # fmt: skip
+@torch.no_grad()
+def test_copies_keep_what_a_user_changed(change):
+    model = random_network("resnet18", MoEKind(0.5, 3, norms="shared")).eval()
+    x = torch.rand(5, *SPEC.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    before = model(x)
+    change(model)
+    expected = model(x)
+    assert not torch.allclose(expected, before, rtol=1e-2)
+    for copy in (fused(model), deployed(model)):
+        torch.testing.assert_close(copy(x), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(Traceable(model)(x.float())[0].double(), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_gates_that_run_other_experts_are_refused_in_one_line():

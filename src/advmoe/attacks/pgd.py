@@ -51,6 +51,8 @@ class Pgd:
 
     def __post_init__(self) -> None:
         check_settings(self.epsilon, self.norm, self.num_steps, self.restarts)
+        if not self.step_size >= 0:
+            raise UserError(f"step_size must be at least 0, not {self.step_size:g}")
         if self.start not in get_args(Start):
             raise UserError(f"unknown start '{self.start}': {nearest(self.start, list(get_args(Start)))}")
 

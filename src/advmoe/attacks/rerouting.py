@@ -191,7 +191,7 @@ def _attempt(task: _Task, routes_and_starts: Sequence[tuple[Tensor, Tensor]]) ->
             task.model, state.x_adv[rows], y[rows], route[rows], number / search.num_steps
         )
         better = routed & (loss > state.loss[rows])
-        state.loss[rows[better]] = loss[better]
+        state.loss[rows[better]] = loss[better].to(state.loss)  # a network may compute in float64
         broke[rows] = routed & (logits.argmax(dim=1) != y[rows])
         if number < search.num_steps:
             moved = project(state.x_adv[rows] + search.step(number) * gradient.sign(), x[rows], search.epsilon)

@@ -27,7 +27,8 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class Cost:
-    """`gmacs_ideal` counts the chosen experts, routers and plain layers, `gmacs_executed` what torch really ran."""
+    """`gmacs_ideal` counts the chosen experts, routers, convolutions and linear layers. `gmacs_executed` counts what torch
+    really ran, also products outside of layers, as in attention."""
 
     params: int
     gmacs_ideal: float

@@ -31,11 +31,11 @@ class Evaluation:
     attacks: dict[str, AttackTotals]
     routing: RoutingFigures | None
     checks: list[Check]
-    rows: list[int]
-    correct: list[int]
-    broken: dict[str, list[int]]
+    rows: list[int] = field(repr=False)
+    correct: list[int] = field(repr=False)
+    broken: dict[str, list[int]] = field(repr=False)
     left_out: dict[str, str]
-    ever: list[int] = field(default_factory=list)
+    ever: list[int] = field(default_factory=list, repr=False)
     partly_run: dict[str, str] = field(default_factory=dict)
 
     @property

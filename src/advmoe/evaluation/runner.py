@@ -12,6 +12,7 @@ from advmoe.attacks import Norm, frozen, pathways
 from advmoe.attacks.presets import Preset, resolve
 from advmoe.attacks.registry import ATTACKS
 from advmoe.config.choices import BATCH_SIZE, PATHWAY_BUDGET, SHARD_SIZE
+from advmoe.entries import check_kind
 from advmoe.errors import UserError
 from advmoe.evaluation.checks import check_finiteness, check_network
 from advmoe.evaluation.claim import claimed
@@ -70,9 +71,9 @@ def evaluate(
     are then `ra_aa_few_classes` and `ra_aa_plus_few_classes` instead of `ra_aa` and `ra_aa_plus`.
 
     Raises UserError if pixels are outside [0, 1], if labels are out of range, if the network has fewer than 2 classes, returns NaN
-    or ignores the gate, if `transfer` has another number of classes, if no attack of the preset can run, if the store holds results
-    of another network, data, threat model or seed, if another process evaluates the same shards of the store, or if x' should be
-    written without a store.
+    or routes in a way that attacks would miss (`advmoe.moe.check_routings`), if `transfer` has another number of classes, if no
+    attack of the preset can run, if the store holds results of another network, data, threat model or seed, if another process
+    evaluates the same shards of the store, or if x' should be written without a store.
     """
     options = EvaluationOptions(
         epsilon, norm, preset, seed, shard_size, None if store is None else Path(store), part, transfer, bf16_search,
@@ -110,6 +111,9 @@ def warn_before(model: nn.Module, x: Tensor, y: Tensor, options: EvaluationOptio
 def _prepared(model: nn.Module, x: Tensor, y: Tensor, options: EvaluationOptions) -> Iterator[tuple[Target, Preset, Store]]:
     """The network, frozen, as a Target; the preset for its number of classes; the store. Gives the
     warnings first, unless the options say quiet."""
+    check_kind("the network", model, nn.Module)
+    if options.transfer is not None:
+        check_kind("the network to transfer from", options.transfer, nn.Module)
     requested, model = resolve(options.preset), routed_inside(model)
     if model.training:
         logger.warning("the model is in train mode: it is evaluated in eval mode, then restored")

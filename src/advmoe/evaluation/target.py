@@ -15,14 +15,13 @@ from advmoe.attacks import ImageDraws, Norm
 from advmoe.attacks.job import Job, Setting
 from advmoe.attacks.pathways import num_pathways
 from advmoe.attacks.pgd import forward_backward
-from advmoe.attacks.surrogate import route_of
 from advmoe.config.choices import BATCH_SIZE, PATHWAY_BUDGET, SHARD_SIZE
-from advmoe.errors import UserError, check_count
+from advmoe.errors import UserError, check_count, reason_of
 from advmoe.evaluation.store import Shard, StoreKey
 from advmoe.evaluation.wrappers import CopiedInput, LowPrecision, copying, gradient_network
 from advmoe.models.routed import RoutedConv2d
-from advmoe.moe import ForcedGate, MoEConv2d, RoutedNetwork, check_routings
-from advmoe.moe.convert.prepare import WRAPPERS
+from advmoe.moe import MoEConv2d, RoutedNetwork, check_routings
+from advmoe.moe.convert.prepare import unwrapped
 
 SCHEMA = 2  # of stored results; raise it if the key changes, or what counts as broken (`advmoe.evaluation.shards`)
 ANSWERS = 32  # images of `_answers`
@@ -129,11 +128,9 @@ def make_target(network: nn.Module, x: Tensor, y: Tensor, options: EvaluationOpt
     classes = _num_classes(model, x[:1], "the network")
     if y.min() < 0 or y.max() >= classes:
         raise UserError(f"labels must be 0 to {classes - 1} for {classes} logits, not {int(y.min())} to {int(y.max())}")
-    routed = _routes(model, x[:1])
-    if isinstance(model, RoutedNetwork):
+    if hasattr(model, "forward_routed"):
         check_routings(model, x[:1])
-    elif routed:
-        _check_gate(model, x[:1])
+    routed = _routes(model, x[:1])
     hidden = not routed and any(_can_route(module) for module in network.modules() if module is not network)
     transfer = None if options.transfer is None else _transfer(options.transfer, x[:1], classes)
     return Target(
@@ -153,7 +150,7 @@ def _num_classes(model: Any, x: Tensor, name: str) -> int:
             logits = model(x.clone().requires_grad_(True))
     except (RuntimeError, ValueError) as error:
         shape = " x ".join(map(str, x.shape[1:]))
-        raise UserError(f"{name} does not take images of {shape}: {error}") from None
+        raise UserError(f"{name} does not take images of {shape}: {reason_of(error)}") from None
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         raise UserError(f"{name} must give logits [n, classes] for images [n, C, H, W]")
     if not logits.requires_grad:
@@ -175,10 +172,9 @@ def _transfer(network: nn.Module, x: Tensor, classes: int) -> nn.Module:
 
 
 def routed_inside(model: nn.Module) -> nn.Module:
-    """The network inside a wrapper of PyTorch that computes the same and hides its routing: its `module`, if that routes."""
-    if isinstance(model, WRAPPERS) and hasattr(model.module, "forward_routed"):
-        return model.module
-    return model
+    """The network inside wrappers of PyTorch that compute the same and hide its routing, if it routes; else `model`."""
+    inner = unwrapped(model)
+    return inner if hasattr(inner, "forward_routed") else model
 
 
 def store_key(target: Target, shard_size: int) -> StoreKey:
@@ -200,11 +196,11 @@ def _check_images(x: Tensor, y: Tensor) -> None:
         raise UserError(f"{len(x)} images and {len(y)} labels")
     if x.ndim != 4 or y.ndim != 1:
         raise UserError(f"images must be [n, C, H, W] and labels [n], not {list(x.shape)} and {list(y.shape)}")
+    if x.dtype != torch.float32 or y.dtype != torch.int64:
+        raise UserError(f"images must be float32 and labels int64, not {x.dtype} and {y.dtype}")
     low, high = x.min().item(), x.max().item()
     if not (low >= 0 and high <= 1):
         raise UserError(f"pixels must be in [0, 1], not [{low:g}, {high:g}]: normalisation belongs inside the network")
-    if x.dtype != torch.float32 or y.dtype != torch.int64:
-        raise UserError(f"images must be float32 and labels int64, not {x.dtype} and {y.dtype}")
 
 
 def _can_route(module: nn.Module) -> bool:
@@ -221,20 +217,6 @@ def _can_route(module: nn.Module) -> bool:
 @torch.no_grad()
 def _routes(model: Any, x: Tensor) -> bool:
     return hasattr(model, "forward_routed") and len(model.forward_routed(x)[1]) > 0
-
-
-@torch.no_grad()
-def _check_gate(model: Any, x: Tensor) -> None:
-    """Raises UserError if a network that routes the image x [1, C, H, W] does not run the experts that the gate names."""
-    experts = torch.tensor([routing.logits.shape[1] for routing in model.forward_routed(x)[1]], device=x.device)
-    for number in (0, 1):
-        route = (experts - 1).clamp(max=number)[None]
-        routings = model.forward_routed(x, ForcedGate(route))[1]
-        if len(routings) != len(experts) or not torch.equal(route_of(routings), route):
-            raise UserError(
-                "the network ignores the gate, so attacks on its routing would miss it: forward_routed must run the experts of "
-                "gate.weights(logits, layer) in each layer, and return them in its Routing"
-            )
 
 
 def _digest(model: nn.Module) -> str:

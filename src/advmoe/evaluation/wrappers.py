@@ -65,7 +65,7 @@ def _changes_input(model: nn.Module, x: Tensor) -> bool:
         try:
             with torch.set_grad_enabled(needs_gradient):
                 model(leaf)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:  # `make_target` reports others
             if "in-place" in str(error):  # "a leaf Variable that requires grad is being used in an in-place operation"
                 return True
         if not torch.equal(leaf.detach(), x):

@@ -12,7 +12,7 @@ from torch.export import Dim, ExportedProgram
 
 from advmoe.models import Classifier, fused
 from advmoe.models.fused import fold_routers
-from advmoe.models.routed import RoutedConv2d
+from advmoe.models.routed import RoutedConv2d, is_replaceable
 from advmoe.moe import MoEConv2d
 from advmoe.moe.copies import copied
 from advmoe.moe.replace import replace_modules
@@ -52,6 +52,11 @@ def _cast(layer: nn.Module, arguments: tuple[Any, ...], dtype: torch.dtype) -> t
     return (arguments[0].to(dtype), *arguments[1:])
 
 
+def _traceable(module: nn.Module) -> nn.Module:
+    """An MoE layer's form for tracing. A user's subclass is returned unchanged: in it every expert runs on every image."""
+    return TraceableConv2d(module) if type(module) is MoEConv2d and is_replaceable(module) else module
+
+
 class Traceable(nn.Module):
     """A fused copy of a network: pixels [B, C, H, W] -> logits [B, classes] and, for an MoE network, routes [B, L] int64.
 
@@ -63,7 +68,7 @@ class Traceable(nn.Module):
         self.network = fused(copied(model)).float().cpu()  # fused() shares the routers with its argument
         fold_routers(self.network)
         self.routed = bool(self.network.moe_layers())
-        replace_modules(self.network, lambda module: TraceableConv2d(module) if isinstance(module, MoEConv2d) else module)
+        replace_modules(self.network, _traceable)
         if dtype is not torch.float32:
             lower(self.network, dtype)
         self.requires_grad_(False)

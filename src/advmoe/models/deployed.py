@@ -1,6 +1,7 @@
 """A copy of a network only for inference, with the fewest operators."""
 
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -8,12 +9,15 @@ from torch import nn
 from advmoe.models.fused import fold_routers, fused
 from advmoe.models.packed import PackedConv2d
 from advmoe.models.resnet import BasicBlock
-from advmoe.models.routed import RoutedConv2d, UnroutedConv2d
+from advmoe.models.routed import RoutedConv2d, UnroutedConv2d, is_replaceable
 from advmoe.moe import DenseConv2d, MoEConv2d, PlainConv2d, RoutedNetwork
 from advmoe.moe.copies import copied
 from advmoe.moe.replace import replace_modules
 
 Network = TypeVar("Network", bound=RoutedNetwork)
+FORMS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {  # of convolutions, for inference
+    MoEConv2d: RoutedConv2d, DenseConv2d: UnroutedConv2d, PlainConv2d: PackedConv2d, nn.Conv2d: PackedConv2d,
+}  # fmt: skip
 
 
 @torch.no_grad()
@@ -34,18 +38,18 @@ def deployed(model: Network) -> Network:
     for module in copy.modules():
         # a subclass of BasicBlock may do something between a convolution and its activation
         if type(module) is BasicBlock and isinstance(module.activation, nn.ReLU):
-            for layer in (*module.conv1.modules(), *module.conv2.modules()):
-                if isinstance(layer, PackedConv2d):
-                    layer.relu = True
-            module.activation = nn.Identity()
+            convolutions = module.conv1, module.conv2
+            if all(isinstance(convolution, RoutedConv2d | UnroutedConv2d) for convolution in convolutions):
+                for convolution in convolutions:
+                    layers: Any = convolution.experts if isinstance(convolution, RoutedConv2d) else [convolution]
+                    for layer in layers:
+                        layer.relu = True
+                module.activation = nn.Identity()
     copy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return copy.eval().requires_grad_(False)  # new modules are in train mode
 
 
 def _for_inference(module: nn.Module) -> nn.Module:
-    """A convolution's form for inference. Other modules are returned unchanged, and so are a user's subclasses of nn.Conv2d."""
-    if isinstance(module, MoEConv2d):
-        return RoutedConv2d(module)
-    if isinstance(module, DenseConv2d):
-        return UnroutedConv2d(module)
-    return PackedConv2d(module) if isinstance(module, PlainConv2d) or type(module) is nn.Conv2d else module
+    """A convolution's form for inference. Other modules are returned unchanged, such as a user's subclass of a convolution."""
+    form = FORMS.get(type(module))
+    return module if form is None or not is_replaceable(module) else form(module)

@@ -1,12 +1,13 @@
 """A faster copy of a network for inference: batch norms that directly follow a convolution are folded into its filters."""
 
-from typing import TypeGuard, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from advmoe.moe import ExpertNorm, MaskedNorm, MoEConv2d, PlainConv2d, RoutedNetwork, Router
+from advmoe.moe import DenseConv2d, ExpertNorm, MaskedNorm, MoEConv2d, PlainConv2d, RoutedNetwork, Router
 from advmoe.moe.copies import bake, copied, has_computed_weights
+from advmoe.moe.norm import BatchNorm2d
 from advmoe.moe.replace import replace_modules
 
 Network = TypeVar("Network", bound=RoutedNetwork)
@@ -18,7 +19,7 @@ def fused(model: Network) -> Network:
 
     It supports every gate and dispatch, and gives gradients to the images. It shares its router parameters with the model, and the
     buffers of a network router, so the routers can be trained through it. All other parameters are copies, and frozen. After a
-    change of the model, call `refresh`.
+    change of the model, call `refresh`. A norm or layer of a user's class, or a norm with hooks, is copied as it is.
     """
     shared = [*model.router_parameters(), *(() if model.router is None else model.router.buffers())]
     fused_copy = copied(model, {id(tensor): tensor for tensor in shared}).eval()
@@ -44,8 +45,11 @@ def fused(model: Network) -> Network:
 
 @torch.no_grad()
 def fold_routers(fused_copy: RoutedNetwork) -> None:
-    """Fold the standardisation of every router into its linear layer, in place. The routers can no longer be trained."""
-    replace_modules(fused_copy, lambda module: module.folded() if isinstance(module, Router) else module)
+    """Fold the standardisation of every router into its linear layer, in place. The routers can no longer be trained.
+
+    A router of a user's class does not change.
+    """
+    replace_modules(fused_copy, lambda module: module.folded() if type(module) is Router else module)
 
 
 @torch.no_grad()
@@ -67,7 +71,15 @@ def _tensors(layer: nn.Module) -> list[Tensor]:
 
 
 def _has_batch_norm(layer: nn.Module) -> TypeGuard[PlainConv2d | MoEConv2d]:
-    return isinstance(layer, PlainConv2d | MoEConv2d) and isinstance(layer.norm, nn.BatchNorm2d | ExpertNorm)
+    """Whether a layer has a norm that can be folded in. Subclasses of a user may compute something else, so types are exact."""
+    norm: Any = getattr(layer, "norm", None)
+    return (
+        type(layer) in (PlainConv2d, DenseConv2d, MoEConv2d)
+        and type(norm) in (nn.BatchNorm2d, BatchNorm2d, MaskedNorm, ExpertNorm)
+        and norm.weight is not None
+        and norm.running_mean is not None
+        and not (norm._forward_hooks or norm._forward_pre_hooks)
+    )
 
 
 def _folded(layer: PlainConv2d | MoEConv2d) -> tuple[Tensor, Tensor]:

@@ -58,6 +58,11 @@ class RoutedConv2d(nn.Module):
         return run_groups(x, groups, lambda images, e, part: self.experts[e](images, part), onto)
 
 
+def is_replaceable(convolution: nn.Module) -> bool:
+    """Whether a form for inference would compute the same: the norm is folded in, or there is none, and there are no hooks."""
+    return getattr(convolution, "norm", None) is None and not (convolution._forward_hooks or convolution._forward_pre_hooks)
+
+
 def _convolution(layer: MoEConv2d, expert: int) -> nn.Conv2d:
     filters = layer.bank.of_expert(expert)
     width, inputs, size, _ = filters.shape

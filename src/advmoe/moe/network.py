@@ -1,9 +1,12 @@
 """The base class of networks with routed layers: it gives training the MoE layers, and the parameters of each level."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from advmoe.config.choices import Dispatch
+from advmoe.entries import check_accepts
 from advmoe.errors import UserError
 from advmoe.moe.channels import ChannelMask
 from advmoe.moe.conv import MoEConv2d, Routings
@@ -72,26 +75,41 @@ class RoutedNetwork(nn.Module):
 
 
 @torch.no_grad()
-def check_routings(model: RoutedNetwork, x: Tensor) -> None:
-    """Raises UserError if `forward_routed` of a network in eval mode does not return the Routing of every MoE layer in the order
-    of `moe_layers()`, or if a layer does not follow the gate. Attacks on the routing would then miss it.
+def check_routings(model: Any, x: Tensor) -> None:
+    """Raises UserError if attacks on the routing of a network in eval mode would miss it. `x` [1, C, H, W] is an image.
 
-    `x` [1, C, H, W] is an image. It is sent along a few routes; the layers have different experts in at least one of them.
+    `forward_routed` must run the experts that the gate gives each layer, and return a Routing of each layer in order; in a
+    `RoutedNetwork`, of every layer of `moe_layers()`. Through the hard gate it must give the logits of `forward`. The image is sent
+    along a few routes; no two layers have equal experts in all of them.
     """
-    layers, network = model.moe_layers(), type(model).__name__
-    if not layers:
-        return
-    count = len(layers) if model.router is None else 1
-    route = _distinguishing(count, x.device) % layers[0].num_experts
-    routings = model.forward_routed(x.repeat(len(route), 1, 1, 1), ForcedGate(route))[1]
+    is_ours = isinstance(model, RoutedNetwork)
+    layers, network = model.moe_layers() if is_ours else [], type(model).__name__ if is_ours else "the network"
+    check_accepts(f"{network}: forward_routed", model.forward_routed, "x", "gate")
+    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+        torch.manual_seed(0)
+        logits, routings = model.forward_routed(x, HARD)
+        torch.manual_seed(0)  # for a random network
+        expected = model(x)
+    count = len(routings)
+    if layers:
+        count = len(layers) if model.router is None else 1
     if len(routings) != count:
         raise UserError(f"{network}: forward_routed returns {len(routings)} routings for {count} MoE layers: one of each is needed")
-    for number, (routing, forced) in enumerate(zip(routings, route.T, strict=True)):
-        if not torch.equal(routing.experts, forced):
-            raise UserError(
-                f"{network}: routing {number} is not the one that the gate gives MoE layer {number}: create the layers in the "
-                "order in which they run, and give each of them the gate of forward_routed"
-            )
+    if not routings:
+        return
+    experts = torch.tensor([routing.logits.shape[1] for routing in routings], device=x.device)
+    route = _distinguishing(count, x.device).minimum(experts - 1)
+    routings = model.forward_routed(x.repeat(len(route), 1, 1, 1), ForcedGate(route))[1]
+    for number, forced in enumerate(route.T):
+        if len(routings) != count or not torch.equal(routings[number].experts, forced):
+            advice = (
+                "create the layers in the order in which they run, and give each of them the gate of forward_routed" if layers else
+                "forward_routed must call gate.weights(logits, layer) in each layer, with the layers' numbers from 0, run the "
+                "experts that it returns, and return them in the layer's Routing"
+            )  # fmt: skip
+            raise UserError(f"{network}: routing {number} is not the one that the gate gives MoE layer {number}: {advice}")
+    if logits.shape != expected.shape or not torch.allclose(logits, expected, rtol=1e-3, atol=1e-3, equal_nan=True):
+        raise UserError(f"{network}: forward and forward_routed give different logits, so attacks on the routing would miss it")
 
 
 def _distinguishing(count: int, device: torch.device) -> Tensor:
