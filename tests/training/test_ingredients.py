@@ -364,7 +364,8 @@ def test_a_run_records_its_generated_images_and_refuses_others(end, tiny, splits
     history = train(config, splits, tmp_path / "run", Recorder(), resume=True)
     assert len({row["generated"] for row in history}) == 1
     path.unlink()
-    best_network(RunFolder(tmp_path / "run").best(), config, splits)  # an evaluation does not need the file
+    assert train(config, splits, tmp_path / "run", Recorder()) == history  # a finished run does not need the file
+    best_network(RunFolder(tmp_path / "run").best(), config, splits)  # and neither does an evaluation
 
 
 @pytest.mark.parametrize("method", ["advmoe", "at_sparse"])
