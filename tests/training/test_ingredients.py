@@ -401,6 +401,8 @@ def test_a_run_with_all_options_resumes_bit_by_bit(method, tiny, splits, tmp_pat
         ("standard", {"loss": "pgd_at"}, "loss is fixed by the method standard, and cannot be pgd_at"),
         ("at_dense", {"router_gate": "soft"}, "router_gate is for methods with routers, not at_dense"),
         ("standard", {"epsilon_ramp": 0.5}, "epsilon_ramp needs a loss with an attack, not clean"),
+        ("at_dense", {"steps_ramp": 0.5, "num_steps": 10}, "steps_ramp raises num_steps to 5, and it is 10 already"),
+        ("at_dense", {"image_size": 32}, "image_size 32 is for a folder of images, and fashion-mnist has images of 28"),
         ("advmoe", {"tied_statistics": "shared", "tied_share": 0.0}, "tied_statistics needs tied_share"),
         ("advmoe", {"tied_statistics": "shared", "norms": "shared"}, "tied_statistics shared needs norms per_expert, not shared"),
         ("advmoe", {"router_loss": "target"}, "router_loss target leaves the routers no loss: all router terms have the weight 0"),
