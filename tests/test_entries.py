@@ -9,9 +9,9 @@ import torch
 from small_backbone import SMALL
 from torch import nn
 
+from advmoe import extension
 from advmoe.attacks.presets import resolve
 from advmoe.attacks.registry import ATTACKS, Attack
-from advmoe.cli import extension
 from advmoe.config import DataConfig
 from advmoe.data import DATASETS, Dataset, Images, ImageSpec, load_dataset
 from advmoe.data.fashion_mnist import SPEC

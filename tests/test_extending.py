@@ -82,7 +82,7 @@ def test_other_processes_load_the_script(tmp_path):
         "MODELS['mine'] = (None, 8)\n"
         "if __name__ == '__main__':\n"
         "    assert advmoe.cli.main(['--version']) == 0\n"
-        "    code = 'from advmoe.cli import extension; from advmoe.models import MODELS; extension.load(); print(*MODELS)'\n"
+        "    code = 'from advmoe import extension; from advmoe.models import MODELS; extension.load(); print(*MODELS)'\n"
         "    raise SystemExit(subprocess.run([sys.executable, '-c', code]).returncode)\n"
     )
     answer = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True, cwd=tmp_path)

@@ -243,7 +243,7 @@ def test_a_control_that_is_not_evaluated_is_one_line(run, capsys, tmp_path, monk
     shutil.copytree(run, tmp_path / "control", ignore=shutil.ignore_patterns("evaluation*", "record.json"))
     line = error_line(capsys, run, *PLAN, "--control", str(tmp_path / "control"))
     assert f"control: is not evaluated yet (no record.json); run advmoe evaluate {tmp_path / 'control'} first" in line
-    monkeypatch.setattr("advmoe.cli.extension.command", lambda: "python mine.py")
+    monkeypatch.setattr("advmoe.extension.command", lambda: "python mine.py")
     line = error_line(capsys, run, *PLAN, "--control", str(tmp_path / "control"))
     assert f"run python mine.py evaluate {tmp_path / 'control'} first" in line
 

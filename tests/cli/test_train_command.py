@@ -10,7 +10,7 @@ import yaml
 from refused_commands import refused
 from small_backbone import SMALL
 
-from advmoe.cli import extension
+from advmoe import extension
 from advmoe.cli.main import main
 
 pytestmark = pytest.mark.usefixtures("small_processes")

@@ -340,6 +340,19 @@ def test_not_yaml(content: str | bytes, tmp_path: Path) -> None:
     assert error_of_file(write(tmp_path, content)).startswith("not YAML: ")
 
 
+@pytest.mark.parametrize(
+    ("content", "name", "line"),
+    [
+        ("seed: 1\nmethod: at_moe\nseed: 2\n", "seed", 3),
+        ("training:\n  epochs: 3\n  lr: 0.1\n  epochs: 4\n", "epochs", 4),
+        ("training: {lr: 0.1}\ntraining: {epochs: 3}\n", "training", 2),
+        ("seed: 1\n'seed': 2\n", "seed", 2),
+    ],
+)
+def test_a_field_that_is_given_twice(content: str, name: str, line: int, tmp_path: Path) -> None:
+    assert error_of_file(write(tmp_path, content)) == f"not YAML: {name} is given twice, the second time in line {line}"
+
+
 @pytest.mark.parametrize("tag", ["!!python/object/apply:os.system", "!!python/object/new:os.system", "!!python/name:os.system"])
 def test_unsafe_tags_do_not_run(tag: str, tmp_path: Path) -> None:
     mark = tmp_path / "ran"

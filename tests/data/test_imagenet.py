@@ -263,16 +263,10 @@ def load_damaged(folder: Path, content: dict[str, bytes], **fields: Any) -> tupl
     return path, error_line(folder)
 
 
-@pytest.mark.parametrize("name", ["/etc/x.jpg", "../x.jpg", "a/../../x.jpg", ".."])
-def test_a_member_that_points_outside(name: str, tmp_path: Path) -> None:
-    path, text = load_damaged(tmp_path, {name: b"x"} | members("train", range(7, 12)))
-    assert text == f"{path}: member {name} points outside the archive"
-
-
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
 def test_a_member_that_is_a_link_or_device(kind: bytes, tmp_path: Path) -> None:
     path, text = load_damaged(tmp_path, members("train", range(7, 12)), type=kind, linkname="/etc/passwd", size=0)
-    assert text == f"{path}: member s0007.cls is a link, a device or sparse, not a plain file"
+    assert text == f"{path}: member 's0007.cls' is neither a file nor a folder"
 
 
 @pytest.mark.parametrize(("name", "message"), [("s0008.cls", "s0008.jpg has no .cls"), ("s0008.jpg", "s0008.cls has no image")])

@@ -99,9 +99,9 @@ def test_flip_mirrors_about_half_and_can_be_switched_off(images: Streamed) -> No
 
 
 def test_global_random_states_are_unchanged(images: Streamed) -> None:
-    before = np.random.get_state()[1].tolist()
+    before = np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     batches(images, [[0, 1]], [3])
-    assert np.random.get_state()[1].tolist() == before
+    assert (np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before
 
 
 def test_no_batches(images: Streamed) -> None:

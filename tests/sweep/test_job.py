@@ -15,6 +15,7 @@ import pytest
 from filelock import FileLock
 from small_backbone import SMALL
 
+from advmoe import extension
 from advmoe.config import dump_yaml
 from advmoe.errors import UserError
 from advmoe.evaluation.store import STORE
@@ -22,7 +23,7 @@ from advmoe.evaluation.store import _write as write_key
 from advmoe.evaluation.target import SCHEMA
 from advmoe.runs.failure import FAILED
 from advmoe.runs.status import LOG, State, read_run
-from advmoe.sweep.job import LOCK, commands, record_failure, start, stop
+from advmoe.sweep.job import LOCK, commands, main, record_failure, start, stop
 from advmoe.training.checkpoint import RunFolder
 
 pytestmark = pytest.mark.usefixtures("small_processes")
@@ -187,6 +188,23 @@ def test_path_and_device_of_a_placement(job, tmp_path, monkeypatch):
     assert placed.config.data.data_dir == str(tmp_path / "here")
     assert (placed.config.runtime.device, placed.config.runtime.threads, placed.config.data.workers) == ("cuda:1", 3, 3)
     assert commands(placed)[1][4:6] == ["--device", "cuda:1"]
+
+
+def test_the_process_knows_the_attacks_that_a_users_script_adds(job, registries, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "from advmoe.attacks.registry import ATTACKS\nATTACKS['mine'] = ATTACKS['pgd_10']\n", encoding="utf-8"
+    )
+    executed = []
+    monkeypatch.setenv(extension.VARIABLE, str(tmp_path / "mine.py"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(extension, "_loaded", set())
+    monkeypatch.setattr("advmoe.sweep.job.end_with_parent", lambda: None)
+    monkeypatch.setattr("advmoe.sweep.job._status", executed.append)
+    run = job()
+    RunFolder(run.folder).claim(run.config, resume=False)
+    main(str(run.folder), "pgd_10", "mine")
+    assert [argv[0] for argv in executed] == ["train", "evaluate"]
+    assert executed[1][2:5] == ["--attacks", "pgd_10", "mine"]
 
 
 # A folder that is removed while its run is going on

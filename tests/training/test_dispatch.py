@@ -117,9 +117,11 @@ def test_a_dispatch_is_skipped_after_the_time_limit(caplog):
     assert "wide is skipped: 0 s have passed" in caplog.text
 
 
-def test_a_file_that_cannot_be_read_is_measured_again(monkeypatch, tmp_path, measured_on_the_cpu):
+@pytest.mark.parametrize("content", ["{}", '{"dispatch": "triton", "device": "another machine", "seconds": {}}'])
+def test_a_choice_that_cannot_be_read_or_does_not_run_here_is_measured_again(content, monkeypatch, tmp_path, measured_on_the_cpu):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     again = dispatch.Measured(dispatch="wide", device="cpu", seconds={})
     monkeypatch.setattr(dispatch, "measure", lambda *_: again)
-    (tmp_path / dispatch.FILE).write_text("{}")
+    (tmp_path / dispatch.FILE).write_text(content)
     dispatch.set_fastest(CONFIG, tmp_path, network(CONFIG, SPEC), SPEC)
     assert dispatch.read(tmp_path / dispatch.FILE) == again

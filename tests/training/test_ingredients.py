@@ -364,7 +364,8 @@ def test_a_run_records_its_generated_images_and_refuses_others(end, tiny, splits
     history = train(config, splits, tmp_path / "run", Recorder(), resume=True)
     assert len({row["generated"] for row in history}) == 1
     path.unlink()
-    best_network(RunFolder(tmp_path / "run").best(), config, splits)  # an evaluation does not need the file
+    assert train(config, splits, tmp_path / "run", Recorder()) == history  # a finished run does not need the file
+    best_network(RunFolder(tmp_path / "run").best(), config, splits)  # and neither does an evaluation
 
 
 @pytest.mark.parametrize("method", ["advmoe", "at_sparse"])
@@ -400,6 +401,8 @@ def test_a_run_with_all_options_resumes_bit_by_bit(method, tiny, splits, tmp_pat
         ("standard", {"loss": "pgd_at"}, "loss is fixed by the method standard, and cannot be pgd_at"),
         ("at_dense", {"router_gate": "soft"}, "router_gate is for methods with routers, not at_dense"),
         ("standard", {"epsilon_ramp": 0.5}, "epsilon_ramp needs a loss with an attack, not clean"),
+        ("at_dense", {"steps_ramp": 0.5, "num_steps": 10}, "steps_ramp raises num_steps to 5, and it is 10 already"),
+        ("at_dense", {"image_size": 32}, "image_size 32 is for a folder of images, and fashion-mnist has images of 28"),
         ("advmoe", {"tied_statistics": "shared", "tied_share": 0.0}, "tied_statistics needs tied_share"),
         ("advmoe", {"tied_statistics": "shared", "norms": "shared"}, "tied_statistics shared needs norms per_expert, not shared"),
         ("advmoe", {"router_loss": "target"}, "router_loss target leaves the routers no loss: all router terms have the weight 0"),

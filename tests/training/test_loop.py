@@ -233,7 +233,7 @@ def test_router_loss_is_a_mean_over_the_images_that_update_the_routers(tiny, spl
         pytest.param("densenet121", 4, "at_sparse", marks=pytest.mark.slow),  # DenseNet's code, as densenet40
     ],
 )  # fmt: skip
-def test_every_backbone_trains_and_resumes(backbone, width, method, tiny, splits, tmp_path):
+def test_every_backbone_trains_and_is_loaded(backbone, width, method, tiny, splits, tmp_path):
     config = tiny(method, backbone=backbone, width=width, epochs=1, batch_size=10 if method == "advmoe" else 20)
     few = splits.train[torch.arange(20)]
     splits = replace(splits, train=few, val=few)

@@ -8,7 +8,7 @@ import pytest
 from refusal import refusal
 from run_folders import CONFIG, all_files, saved_run
 
-from advmoe.config import ModelConfig, RuntimeConfig, load_yaml
+from advmoe.config import DataConfig, ModelConfig, RuntimeConfig, load_yaml
 from advmoe.training.checkpoint import RunFolder
 
 
@@ -47,10 +47,12 @@ def test_claim_another_run(resume: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("resume", [True, False])
-def test_claim_the_folder_of_a_run_that_saved_nothing(resume: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", [{"seed": 4}, {"data": DataConfig(data_dir="data"), "runtime": RuntimeConfig(threads=2)}])
+def test_claim_the_folder_of_a_run_that_saved_nothing(changes: Any, resume: bool, tmp_path: Path) -> None:
+    """Its config.yaml has all settings of the last start: later commands read the place of the data from it."""
     folder = saved_run(tmp_path)
-    folder.claim(CONFIG.replace(seed=4), resume=resume)
-    assert folder.config() == CONFIG.replace(seed=4)
+    folder.claim(CONFIG.replace(**changes), resume=resume)
+    assert folder.config() == CONFIG.replace(**changes)
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "record.json", "checkpoints/epoch-0001/manifest.json"])

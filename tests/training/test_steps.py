@@ -122,7 +122,6 @@ def test_the_weight_step_changes_only_weights():
 @pytest.mark.parametrize("gate", ["straight_through", "scaled", "soft"])
 def test_the_router_step_changes_no_buffer(gate):
     state = make_state(router_gate=gate, router_attack_gate=gate)
-    state.config = state.config.replace(training=state.config.training.replace(weight_steps=1))
     before = copies(state.model)[1]
     buffers = []
     loss = state.loss

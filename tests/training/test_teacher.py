@@ -120,6 +120,8 @@ def test_a_run_records_its_teacher_and_refuses_another_one(end, teacher_run, tin
     assert [row["teacher"] for row in history] == 2 * [weights_digest(load(teacher).network)]
     recorded = _teacher(Trained(config, "run", 2, teacher=history[0]["teacher"]))
     assert (recorded.path, recorded.weights) == (str(teacher), weights_digest(load(teacher).network))
+    shutil.rmtree(teacher)
+    assert train(config, splits, tmp_path / "run", Recorder()) == history  # a finished run does not need it
     assert _teacher(Trained(RunConfig(), "run", 2)) is None
 
 

@@ -119,6 +119,15 @@ def test_a_tracker_that_starts_late_writes_the_earlier_epochs_too(page, tiny, sp
     assert [step for step, _ in page(tmp_path / "untracked")] == [TOTAL, 2 * TOTAL]
 
 
+def test_a_run_that_saved_nothing_and_starts_again_with_other_settings_is_tracked_anew(page, tiny, splits, tmp_path):
+    run = tmp_path / "run"
+    interrupted("wandb", tiny(epochs=1), splits, run, 1, 2)
+    (run / "wandb" / trackers.ID).write_text("the service's name of the first run")
+    tracked("wandb", tiny(epochs=1, lr=0.2), splits, run)
+    assert [step for step, _ in page(run)] == [1, 2, 1, 2, TOTAL]
+    assert not (run / "wandb" / trackers.ID).exists()
+
+
 def test_a_refused_run_writes_nothing(page, tiny, splits, tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(UserError, match="neither an empty folder"):

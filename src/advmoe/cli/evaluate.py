@@ -17,9 +17,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from advmoe import distributed
+from advmoe import distributed, extension
 from advmoe.attacks.presets import resolve
-from advmoe.cli import extension
 from advmoe.cli.arguments.evaluate import EvaluateArguments, EvaluateCommand
 from advmoe.cli.device import find_device, set_up_device
 from advmoe.cli.display import EvaluationProgress

@@ -7,8 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from advmoe import __version__
-from advmoe.cli import extension
+from advmoe import __version__, extension
 from advmoe.cli.streams import escape_unencodable, warnings_on_stderr
 from advmoe.errors import UserError, lookup
 from advmoe.training.interrupts import Stopped

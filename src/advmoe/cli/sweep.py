@@ -184,6 +184,7 @@ def _end(sweep: Sweep, jobs: Sequence[Job], outcome: SweepOutcome, progressed: b
         print(f"{runs}; the same command continues", file=sys.stderr)
         raise SystemExit(WORK_LEFT)
     if outcome.remaining and not outcome.failed:
-        print("advmoe: error: no training step and no attack was finished in this time; give more --minutes", file=sys.stderr)
+        reason = "nothing was saved in this time, no checkpoint and no attack; give more --minutes or fewer --save-minutes"
+        print(f"advmoe: error: {reason}", file=sys.stderr)
     if outcome.remaining or outcome.failed:
         raise SystemExit(FAILED)

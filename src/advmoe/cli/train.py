@@ -5,7 +5,7 @@ import shlex
 
 from rich.console import Console
 
-from advmoe.cli import extension
+from advmoe import extension
 from advmoe.cli.arguments.train import TrainArguments
 from advmoe.cli.device import set_up_device
 from advmoe.cli.display import TrainingProgress

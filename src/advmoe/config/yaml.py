@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, PlainSerializer, ValidationError, Validati
 
 from advmoe import migrations
 from advmoe.config.schema import RunConfig, RuntimeConfig
-from advmoe.errors import UserError, one_line, short_repr
+from advmoe.errors import UserError, one_line, short_name, short_repr
 from advmoe.files import JsonObject, bounded_text
 
 CONFIG_FILE = "config.yaml"  # in the folder of a run
@@ -89,10 +89,16 @@ def read_mapping(path: Path) -> dict[Any, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Python's plain values only, and no merging of mappings (<<), with which a few lines can fill gigabytes."""
+    """Python's plain values only, no merging of mappings (<<), with which a few lines can fill gigabytes, and no field twice, of
+    which yaml would keep the last one."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Leave << as it is: a tag for which there is no constructor."""
+        """Leave << as it is: a tag for which there is no constructor. Raises ValueError if a field is given twice."""
+        names: set[tuple[str, str]] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if (key.tag, key.value) in names:
+                raise ValueError(f"{short_name(key.value)} is given twice, the second time in line {key.start_mark.line + 1}")
+            names.add((key.tag, key.value))
 
 
 def differences(a: RunConfig, b: RunConfig) -> list[str]:

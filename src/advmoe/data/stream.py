@@ -181,13 +181,15 @@ def _decode_ahead(images: Streamed, jobs: Sequence[Rows], ahead: int, data: Data
     """The crops of each job in order, decoded up to `ahead` jobs before they are needed.
 
     Workers start by Python's default method on this system. They use Pillow and numpy only, and DataLoader gives each of them one
-    torch thread, so a forked worker never waits for threads of its parent.
+    torch thread, so a forked worker never waits for threads of its parent. It draws a seed for them, here from a separate
+    generator: a draw from torch's global one would change dropout in a run that is resumed within an epoch.
     """
     workers = max(1, min(data.workers or default_workers(), len(jobs)))
     return iter(
         DataLoader(
             _Crops(images.files, images.rows, data.flip), batch_size=None, sampler=jobs,
             num_workers=workers, prefetch_factor=max(1, -(-ahead // workers)), pin_memory=images.labels.is_cuda,
+            generator=torch.Generator(),
         )
     )  # fmt: skip
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from advmoe import extension
 from advmoe.attacks.presets import preset_or_attacks, resolve
 from advmoe.config import RunConfig, dump_yaml
 from advmoe.errors import UserError
@@ -150,6 +151,7 @@ def main(folder: str, *preset: str) -> None:
     with FileLock(run.path / ".lock"):
         print(f"{socket.gethostname()}, process {os.getpid()}", flush=True)
         try:
+            extension.load()  # its attacks may be among those of the preset
             remaining = commands(Job(run.path, run.config(), preset))  # only now: another process may have done the work meanwhile
         except UserError as error:
             raise SystemExit(f"advmoe: error: {error}") from None

@@ -128,7 +128,7 @@ class RunFolder:
         Raises UserError as `check_free`, and for this run without `resume`.
         """
         if self.config_path.exists() and not self._has_results():
-            if differences(self.config(), config):
+            if self.config() != config:
                 write_atomically(self.config_path, dump_yaml(config))
             return
         self.check_free(config)

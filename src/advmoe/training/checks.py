@@ -12,6 +12,7 @@ from advmoe.training.groups import MAX_CLASSES, resting_share
 from advmoe.training.losses import LOSSES, lookup_loss
 from advmoe.training.methods import METHODS, lookup_method
 from advmoe.training.precision import autocast_dtype
+from advmoe.training.steps import LATE_STEPS
 from advmoe.training.terms import TERMS
 
 NEEDED = {  # option -> the option without which it would do nothing
@@ -54,7 +55,11 @@ def _check_ingredients(config: RunConfig, splits: Splits) -> None:
         section = config.data if option in DataConfig.model_fields else training
         if _changed(section, option) and not _changed(section, needed):
             raise UserError(f"{option} needs {needed}")
-    padding, side = config.data.crop_padding, min(splits.spec.shape[1:])
+    if config.attack.steps_ramp and config.attack.num_steps >= LATE_STEPS:
+        raise UserError(f"steps_ramp raises num_steps to {LATE_STEPS}, and it is {config.attack.num_steps} already")
+    padding, size, side = config.data.crop_padding, config.data.image_size, min(splits.spec.shape[1:])
+    if size not in (None, side):
+        raise UserError(f"image_size {size} is for a folder of images, and {config.data.dataset} has images of {side}")
     if padding >= side and (config.data.augment == "crop_flip" or config.data.augment_from):
         raise UserError(f"crop_padding must be less than {side}, the side of the images, not {padding}")
     for option in _changed(config.attack, "epsilon_ramp", "steps_ramp") if LOSSES[loss_name].attack is None else []:

@@ -61,7 +61,7 @@ def set_fastest(config: RunConfig, folder: Path, model: Classifier, spec: ImageS
         return
     file = folder / FILE
     choice = distributed.on_rank_zero(lambda: read(file))
-    if choice is None or choice.compile != compiled:
+    if choice is None or choice.compile != compiled or choice.dispatch not in available(device):  # as on a machine without Triton
         names = [name for name in available(device) if name in (DISPATCHES if compiled == "none" else STATIC)]
         limit = SECONDS if compiled == "none" else COMPILED_SECONDS
         choice = distributed.broadcast(measure(config, model, spec, names, limit))

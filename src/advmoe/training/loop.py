@@ -21,7 +21,7 @@ from advmoe.training.groups import groups_of, new_groups
 from advmoe.training.health import NonFinite, collapsed_layers, router_cosines
 from advmoe.training.interrupts import Interrupts
 from advmoe.training.manifest import History
-from advmoe.training.methods import Phase
+from advmoe.training.methods import Phase, total_epochs
 from advmoe.training.observers import Observer
 from advmoe.training.resume import check_unchanged, claimed
 from advmoe.training.run import Run, check_finite
@@ -46,11 +46,14 @@ def train(config: RunConfig, splits: Splits, out: Path, *observers: Observer, re
     or if a loss, logit or gradient is not finite (the last good checkpoint is kept).
     """
     folder, device = RunFolder(out), splits.train.labels.device
+    latest = distributed.on_rank_zero(folder.latest)
+    if latest is not None and latest.epoch >= total_epochs(config):  # its teacher and generated images may be gone
+        with claimed(folder, config, splits, resume=True):
+            return latest.history
     check(config, splits)
     splits = with_generated(splits, config.data)
     teacher = load_teacher(config, splits)
-    is_new = distributed.on_rank_zero(folder.latest) is None
-    model = initial_network(config, splits) if is_new else network(config, splits.spec).to(device)
+    model = initial_network(config, splits) if latest is None else network(config, splits.spec).to(device)
     fork = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
     with fork, claimed(folder, config, splits, resume) as latest, Interrupts() as interrupts:
         config = compilable(config, model, splits.spec)
@@ -59,7 +62,7 @@ def train(config: RunConfig, splits: Splits, out: Path, *observers: Observer, re
         if isinstance(splits.train, MixedImages):
             digests["generated"] = splits.train.digest
         run = Run(config, splits, folder, model, interrupts, observers if distributed.rank() == 0 else (), latest, digests)
-        for observer in () if run.is_done else run.observers:
+        for observer in run.observers:
             observer.begin()
         check_unchanged(config, digests, run.last_row)
         while not run.is_done:

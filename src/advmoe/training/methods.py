@@ -116,8 +116,8 @@ def lookup_method(name: str) -> Method:
 
 
 def total_epochs(config: RunConfig) -> int:
-    """The epochs of all phases of a run."""
-    return config.training.epochs * len(METHODS[config.method].phases)
+    """The epochs of all phases of a run. Raises UserError if its method is unknown."""
+    return config.training.epochs * len(lookup_method(config.method).phases)
 
 
 def _check_phase(what: str, phase: Phase, kind: DenseKind) -> None:

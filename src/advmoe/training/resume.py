@@ -14,7 +14,6 @@ from advmoe.data import Splits
 from advmoe.errors import UserError
 from advmoe.training.checkpoint import Checkpoint, RunFolder, load_weights
 from advmoe.training.ema import Ema
-from advmoe.training.methods import total_epochs
 from advmoe.training.steps import TrainState
 
 log = logging.getLogger("advmoe")
@@ -36,16 +35,11 @@ def claimed(folder: RunFolder, config: RunConfig, splits: Splits, resume: bool) 
             if resume and not folder.config_path.exists():
                 log.warning("%s holds no run yet: training starts anew", folder.path)
             stack.enter_context(folder.locked())
-            folder.claim(config, resume or restarted or _is_finished(folder, config))
+            folder.claim(config, resume or restarted)
             folder.sign(distributed.launch_id())
             return _cleaned(folder, splits)
 
         yield distributed.on_rank_zero(claim)
-
-
-def _is_finished(folder: RunFolder, config: RunConfig) -> bool:
-    latest = folder.latest() if folder.config_path.exists() else None
-    return latest is not None and latest.epoch >= total_epochs(config)
 
 
 def _cleaned(folder: RunFolder, splits: Splits) -> Checkpoint | None:

@@ -1,6 +1,7 @@
 """Log the figures of a run to TensorBoard or Weights & Biases (`advmoe train --track`).
 
-RUN/tensorboard, RUN/wandb    the tracker's files, and written.json: the last step and its sums, after which a resumed run goes on
+RUN/tensorboard, RUN/wandb    the tracker's files, and written.json: the last step and its sums, after which a resumed run goes on,
+                              and the run's configuration
 
 A step is an iteration, counted over the full run. A row of metrics.jsonl is logged at the last step of its epoch.
 """
@@ -14,7 +15,7 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, Protocol
 
-from advmoe.config import RunConfig, to_dict
+from advmoe.config import RunConfig, differences, from_dict, to_dict
 from advmoe.config.choices import TrackerName
 from advmoe.errors import UserError
 from advmoe.files import write_atomically, write_json
@@ -25,6 +26,7 @@ from advmoe.training.observers import Observer
 from advmoe.training.steps import Metrics
 from advmoe.training.totals import image_count
 
+ID = "id.txt"  # in the folder of Weights & Biases
 EVERY = 50  # iterations between two logged losses; each logged loss synchronises with the device
 LIBRARIES: dict[TrackerName, str] = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
 
@@ -118,7 +120,7 @@ class Tracker(Observer):
     def _open(self) -> Sink:
         """The sink. The first call opens it and writes the earlier epochs that it lacks."""
         if self.sink is None:
-            self.written, self.last_sums = _last_written(self.folder)
+            self.written, self.last_sums = _last_written(self.folder, self.config)
             self.sink = SINKS[self.name](self.library, self.folder, self.config, self.written)
             latest = RunFolder(self.folder.parent).latest()
             for row in latest.history if latest else []:
@@ -134,7 +136,7 @@ class Tracker(Observer):
     def _write(self, sink: Sink, content: Mapping[str, float], step: int) -> None:
         sink.write(content, step)
         self.written = step
-        write_json(_written_path(self.folder), {"step": step, "sums": self.last_sums})
+        write_json(_written_path(self.folder), {"step": step, "sums": self.last_sums, "config": to_dict(self.config)})
 
     def _losses(self, sums: Metrics, images: int) -> dict[str, float]:
         """Mean losses over the images since the last step that was written, or since the start of the epoch."""
@@ -176,13 +178,19 @@ def _written_path(folder: Path) -> Path:
     return folder / "written.json"
 
 
-def _last_written(folder: Path) -> tuple[int, Sums]:
-    """The last step that an earlier process wrote, or 0, and its sums. Creates the folder. Raises UserError if written.json is
-    damaged."""
+def _last_written(folder: Path, config: RunConfig) -> tuple[int, Sums]:
+    """The last step that an earlier process wrote, or 0, and its sums. Creates the folder.
+
+    A run that has saved nothing may be started again with other settings: the tracker then starts anew. Raises UserError if
+    written.json is damaged.
+    """
     folder.mkdir(exist_ok=True)
     path = _written_path(folder)
     try:
         written: Any = json.loads(path.read_text()) if path.exists() else {"step": 0, "sums": {}}
+        if "config" in written and differences(from_dict(written["config"], str(path)), config):
+            (folder / ID).unlink(missing_ok=True)
+            return 0, {}
         sums = {name: (float(loss), float(count)) for name, (loss, count) in written.get("sums", {}).items()}
         return int(written["step"]), sums
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -191,7 +199,7 @@ def _last_written(folder: Path) -> tuple[int, Sums]:
 
 def _run_id(folder: Path) -> str:
     """The id of the run at the service. It is created once and kept in id.txt."""
-    path = folder / "id.txt"
+    path = folder / ID
     if not path.exists():
         write_atomically(path, secrets.token_hex(8))
     return path.read_text().strip()

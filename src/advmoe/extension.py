@@ -15,7 +15,7 @@ TABLES = {  # that a script adds to, and their modules
     "DATASETS": "advmoe.data", "MODELS": "advmoe.models", "METHODS": "advmoe.training.methods", "GATES": "advmoe.moe",
     "LOSSES": "advmoe.training.losses", "ATTACKS": "advmoe.attacks.registry",
 }  # fmt: skip
-PACKAGE = Path(__file__).parents[1]
+PACKAGE = Path(__file__).parent
 
 
 def announce(caller: FrameType) -> None:
