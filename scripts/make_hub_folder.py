@@ -21,7 +21,7 @@ from advmoe.runs.load import load
 
 def build(network: str, name: str, folder: Path, license: str | None = None) -> None:
     """Write and check the folder. Raises UserError if the network was not evaluated, if the hub's library refuses the name or the
-    card, or if the folder is not empty."""
+    card, if the name is not owner/name, if the licence is no identifier of the hub, or if the folder is not empty."""
     model = load(network)
     if model.record is None:
         raise UserError(f"{network}: has no Record: advmoe evaluate {network}")
@@ -29,9 +29,8 @@ def build(network: str, name: str, folder: Path, license: str | None = None) -> 
         validate_repo_id(name)
     except ValueError as error:
         raise UserError(f"{name}: the hub's library refuses it ({reason_of(error)})") from None
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()):
-        raise UserError(f"{folder}: is not empty")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: is not an empty folder")
     floats = [tensor for tensor in model.network.state_dict().values() if tensor.is_floating_point()]
     half = all(torch.equal(tensor.half().to(tensor.dtype), tensor) for tensor in floats)
     write_hub_folder(model, folder, name, license=license, half=half)

@@ -85,12 +85,17 @@ def test_the_hubs_folder_is_read_by_the_hubs_library(packaged: str, run: Path, t
     assert f"next: hf upload someone/robust {folder}" in capsys.readouterr().out
     assert json.loads((folder / "record.json").read_text())["weights"] == weights_digest(load(folder).network)
     assert (folder / "model.safetensors").stat().st_size < 1.5 * networks.weights(packaged).stat().st_size  # float16 in both
-    with pytest.raises(UserError, match="is not empty"):
-        make_hub_folder.build(packaged, "someone/robust", folder)
+    for taken in (folder, folder / "README.md"):
+        with pytest.raises(UserError, match="is not an empty folder"):
+            make_hub_folder.build(packaged, "someone/robust", taken)
     with pytest.raises(UserError, match="has no Record: advmoe evaluate"):
         make_hub_folder.build(str(run), "someone/robust", tmp_path / "other")
     with pytest.raises(UserError, match="the hub's library refuses it"):
         make_hub_folder.build(packaged, "no name at all", tmp_path / "third")
+    with pytest.raises(UserError, match="must be owner/name"):  # the hub's library takes it, `advmoe.load` would not
+        make_hub_folder.build(packaged, "robust", tmp_path / "third")
+    with pytest.raises(UserError, match="license must be an identifier of the hub"):
+        make_hub_folder.build(packaged, "someone/robust", tmp_path / "third", "MIT License")
     assert not (tmp_path / "third").exists()
 
 

@@ -23,10 +23,6 @@ def push_to_hub(run: str | Path, name: str, *, license: str | None = None, priva
     published only if `images` is true. A repository that does not exist is created, as a private one if `private` is true. Raises
     UserError if there is no Record, if the hub refuses, or if `private` is true and the repository is public.
     """
-    if not hub.is_name(name):
-        raise UserError(f"'{name}' is not a name on the hub: it must be owner/name")
-    if license is not None and not LICENSE.fullmatch(license):
-        raise UserError(f"license must be an identifier of the hub, such as mit, apache-2.0 or other, not '{license}'")
     model = load(run)
     if model.record is None:
         raise UserError(f"{run}: has no Record of its best epoch, so its robust accuracy is unknown; run advmoe evaluate {run}")
@@ -40,10 +36,16 @@ def write_hub_folder(
 ) -> None:
     """Write the files of a repository on the hub: model.safetensors, config.yaml, record.json and README.md, the model card.
 
-    The model must have a Record.
+    The model must have a Record. Raises UserError, before `folder` is created, if `name` is not owner/name or `license` is no
+    identifier.
     """
+    if not hub.is_name(name):
+        raise UserError(f"'{name}' is not a name on the hub: it must be owner/name")
+    if license is not None and not LICENSE.fullmatch(license):
+        raise UserError(f"license must be an identifier of the hub, such as mit, apache-2.0 or other, not '{license}'")
     assert model.record is not None
     record = shared(model.record, images)
+    folder.mkdir(parents=True, exist_ok=True)
     save_file(model, folder / FILE, images=images, half=half)
     write_atomically(folder / "config.yaml", dump_yaml(portable(model.config)))
     write_json(folder / "record.json", record.to_json(), indent=1)

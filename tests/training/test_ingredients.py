@@ -14,7 +14,7 @@ from advmoe.config import AttackConfig, RunConfig, TrainingConfig
 from advmoe.config.schema import OF_LEVELS
 from advmoe.data.stream import Entry, stream
 from advmoe.errors import UserError
-from advmoe.moe import DenseKind, ForcedGate, HardGate, Routing, StraightThroughGate
+from advmoe.moe import DenseKind, ForcedGate, HardGate, MoEKind, Routing, StraightThroughGate
 from advmoe.reports.cell import OF_ROUTERS
 from advmoe.training import awp, labels, steps, terms
 from advmoe.training.accuracy import correct_flags
@@ -88,15 +88,31 @@ def test_smoothed_labels_by_hand():
     assert labels.smoothed(F.one_hot(torch.tensor([2]), 4), 0.2)[0].tolist() == pytest.approx([0.05, 0.05, 0.85, 0.05])
 
 
-def test_adr_labels_by_hand():
-    logits = torch.tensor([[0.6, 0.3, 0.1], [0.6, 0.3, 0.1]]).log() * 2.5  # at the start, T is 2.5
-    y = torch.tensor([0, 1])
-    result = labels.adr(F.one_hot(y, 3), y, logits, done=0.0)
-    weight_correct, weight_wrong = 0.7, 0.7 - (0.6 - 0.3)
-    assert result[0].tolist() == pytest.approx(
-        [weight_correct * 0.6 + 1 - weight_correct, weight_correct * 0.3, weight_correct * 0.1]
-    )
-    assert result[1].tolist() == pytest.approx([weight_wrong * 0.6, weight_wrong * 0.3 + 1 - weight_wrong, weight_wrong * 0.1])
+@pytest.mark.parametrize(("done", "temperature", "weight"), [(0.0, 2.5, 0.7), (0.5, 2.25, 0.825), (1.0, 2.0, 0.95)])
+def test_adr_labels_by_hand(done, temperature, weight):
+    sure = [0.98, 0.01, 0.01]
+    logits = torch.tensor([[0.6, 0.3, 0.1], [0.6, 0.3, 0.1], sure]).log() * temperature
+    y = torch.tensor([0, 1, 1])
+    correct, wrong, surely_wrong = labels.adr(F.one_hot(y, 3), y, logits, done).tolist()
+    assert correct == pytest.approx([weight * 0.6 + 1 - weight, weight * 0.3, weight * 0.1])
+    weight_wrong = weight - (0.6 - 0.3)
+    assert wrong == pytest.approx([weight_wrong * 0.6, weight_wrong * 0.3 + 1 - weight_wrong, weight_wrong * 0.1])
+    assert surely_wrong == pytest.approx([0.0, 1.0, 0.0], abs=1e-6)  # the weight would be below 0
+
+
+def test_the_labels_of_adr_are_those_of_the_average_on_its_routes():
+    state = make_state(levels=("all",), done=0.5, ema=0.9, soft_labels="adr", label_smoothing=0.2)
+    state.ema = Ema(state.model, 0.9)
+    with torch.no_grad():
+        state.ema.model.classifier.weight.mul_(3)
+        for layer in state.ema.model.moe_layers():
+            layer.router.linear.weight.neg_()
+    x, y = ALL["all"]
+    seen, loss = [], state.loss
+    state.loss = replace(loss, value=lambda *args: seen.append(args[3]) or loss.value(*args))
+    single_level(state, ALL)
+    one_hot = labels.smoothed(F.one_hot(y, 3), 0.2)
+    torch.testing.assert_close(seen[0], labels.adr(one_hot, y, state.ema.model(x), 0.5))
 
 
 def test_adr_schedules_by_hand():
@@ -240,7 +256,7 @@ def test_the_pass_through_the_runner_up_moves_no_statistics():
 
 
 def test_runner_up_term_is_kl_through_the_second_expert_of_one_layer():
-    state, x = make_state(), BATCHES["weights"][0]
+    state, x = make_state(kind=MoEKind(0.5, num_experts=3, bank="disjoint")), BATCHES["weights"][0]
     with torch.no_grad():
         logits, routings = state.model.forward_routed(x)
         outcome = Outcome(logits.sum(), logits, logits, routings, routings)
@@ -249,9 +265,9 @@ def test_runner_up_term_is_kl_through_the_second_expert_of_one_layer():
         for state.iteration in range(20):
             term = steps._runner_up_term(state, outcome, x)
             expected = []
-            for layer in range(len(routings)):  # of two experts, the runner-up is the other one
+            for layer in range(len(routings)):
                 other = route.clone()
-                other[:, layer] = 1 - route[:, layer]
+                other[:, layer] = routings[layer].logits.argsort(dim=1)[:, 1]  # of three
                 q = state.model.forward_routed(x, ForcedGate(other))[0].log_softmax(dim=1)
                 p = logits.log_softmax(dim=1)
                 expected.append((p.exp() * (p - q)).sum(dim=1).mean().item())
@@ -259,6 +275,13 @@ def test_runner_up_term_is_kl_through_the_second_expert_of_one_layer():
             assert min(distances) < 1e-6
             layers.add(distances.index(min(distances)))
     assert layers == set(range(len(routings)))
+
+
+def test_the_runner_up_term_is_added_to_the_loss_of_the_weights_with_its_weight(monkeypatch):
+    monkeypatch.setattr(steps, "_runner_up_term", lambda *_: torch.tensor(0.25))
+    plain, runner_up = (two_level(make_state(runner_up_consistency=weight), BATCHES) for weight in (0.0, 2.0))
+    assert (runner_up["loss"] - plain["loss"]).item() == pytest.approx(2 * 0.25 * len(BATCHES["weights"][1]), rel=1e-4)
+    assert torch.equal(runner_up["router_loss"], plain["router_loss"])
 
 
 @pytest.mark.parametrize(("gate", "kinds"), [("hard", "hh"), ("straight_through", "ss"), ("alternate", "hs")])
@@ -368,16 +391,23 @@ def test_a_run_records_its_generated_images_and_refuses_others(end, tiny, splits
     best_network(RunFolder(tmp_path / "run").best(), config, splits)  # and neither does an evaluation
 
 
-@pytest.mark.parametrize("method", ["advmoe", "at_sparse"])
-def test_a_run_with_all_options_resumes_bit_by_bit(method, tiny, splits, tmp_path):
-    options = {
-        name: value
-        for name, value in ALL_OPTIONS.items()
-        if method == "advmoe" or not name.startswith(("router", "runner", "weight", "level", "awp_routers"))
-    }
+OF_ATTACKS = ("epsilon_ramp", "steps_ramp", "teacher")
+
+
+@pytest.mark.parametrize(
+    ("method", "left_out"),
+    [
+        ("advmoe", ()),
+        ("at_moe", OF_LEVELS),
+        ("at_sparse", (*OF_LEVELS, "router", "runner_up", "awp_routers")),
+        ("standard", (*OF_LEVELS, "router", "runner_up", "awp_routers", *OF_ATTACKS)),
+    ],
+)
+def test_a_run_with_all_options_resumes_bit_by_bit(method, left_out, tiny, splits, tmp_path):
     np.savez(tmp_path / "generated.npz", image=np.full((50, 28, 28, 1), 99, np.uint8), label=np.arange(50) % 10)
     train(tiny("at_dense", epochs=1), splits, tmp_path / "teacher", Recorder())
-    options |= {"teacher": str(tmp_path / "teacher"), "generated": str(tmp_path / "generated.npz"), "generated_share": 0.4}
+    files = {"teacher": str(tmp_path / "teacher"), "generated": str(tmp_path / "generated.npz"), "generated_share": 0.4}
+    options = {name: value for name, value in (ALL_OPTIONS | files).items() if not name.startswith(left_out)}
     config = tiny(method, epochs=2, save_minutes=0.0, **options)
     uninterrupted = train(config, splits, tmp_path / "uninterrupted", Recorder())
     with pytest.raises(KeyboardInterrupt):

@@ -171,14 +171,27 @@ def test_the_further_passes_of_ingredients_in_a_dense_network(options, passes, b
     assert counts == expected((ATTACK + 2 + passes) * DENSE, inputs, (2 + back) * DENSE, (2 + back) * DENSE)
 
 
+@pytest.mark.parametrize(("ramp", "attack_steps"), [({"epsilon_ramp": 1.0}, STEPS), ({"steps_ramp": 0.5}, steps.LATE_STEPS)])
+def test_the_further_passes_of_the_ramps(ramp, attack_steps):
+    state = make_state("at_dense")
+    state.config, state.done = state.config.replace(attack=state.config.attack.replace(**ramp)), 0.5
+    inputs = attack_steps * DENSE + 2 * (DENSE - 1)
+    assert per_image(iterate(state)) == expected((1 + attack_steps + 2) * DENSE, inputs, 2 * DENSE, 2 * DENSE)
+
+
 def test_the_further_passes_of_ingredients_in_advmoe():
     plain = iterate(make_state("advmoe", norms="shared"))
-    terms = {"router_target": "label_mod_n", "router_consistency": 1.0, "router_margin": 1.0}
+    terms = {"router_target": "label_mod_n", "router_consistency": 1.0, "router_margin": 1.0, "balance": "switch"}
+    alone = with_options(make_state("advmoe", norms="shared"), router_loss="target", **terms)
+    unused = 2 * (EXPERTS - 1)  # of the last layer, in both passes: no router learns from its output
+    assert plain["forward"] - iterate(alone)["forward"] == IMAGES * unused
     assert iterate(with_options(make_state("advmoe", norms="shared"), **terms))["forward"] == plain["forward"]
     confusion = with_options(make_state("advmoe", norms="shared"), router_target="confusion")
     assert [iterate(confusion)["forward"], iterate(with_groups(confusion))["forward"]] == [plain["forward"]] * 2
-    through = iterate(with_options(make_state("advmoe", norms="shared"), weight_attack_gate="straight_through"))
-    assert through["forward"] - plain["forward"] == IMAGES * STEPS * OTHERS
+    for gate, others in (("straight_through", (OTHERS, OTHERS)), ("alternate", (0, OTHERS))):  # in even and odd iterations
+        through = with_options(make_state("advmoe", norms="shared"), weight_attack_gate=gate)
+        for through.iteration, further in enumerate(others):
+            assert iterate(through)["forward"] - plain["forward"] == IMAGES * STEPS * further
     runner_up = iterate(with_options(make_state("advmoe", norms="shared"), runner_up_consistency=1.0))
     assert runner_up["forward"] - plain["forward"] == IMAGES * (MOE + PLAIN)
     awp = with_options(make_state("advmoe", norms="shared"), awp=0.01, awp_routers=True)  # the passes of both updates once more

@@ -149,7 +149,8 @@ class Loaded(nn.Module):
 
     def _checked(self, image: np.ndarray | Tensor) -> Tensor:
         """[C, H, W] float32. Raises UserError unless it holds floats in [0, 1] of the input's shape."""
-        expected_form = f"uint8 [H, W, C], or floats in [0, 1] of shape {self.input_size}"
+        layout = "[C, H, W]" if isinstance(image, Tensor) else "[H, W, C]"
+        expected_form = f"uint8 {layout}, or floats in [0, 1] of shape {self.input_size}"
         if not isinstance(image, np.ndarray | Tensor):
             raise UserError(
                 f"an image must be a path, a PIL image, or an array or tensor of {expected_form}, not {type(image).__name__}"
