@@ -36,7 +36,7 @@ OF_ROUTERS = (
 OF_METHODS = (*OF_ROUTERS, "model.model_scale", "training.init_from")
 INGREDIENTS = (  # the same for networks without routers too
     "model.activation", "data.augment", "data.generated", "attack.epsilon_ramp", "attack.steps_ramp",
-    *(f"training.{name}" for name in ("loss", "ema", "label_smoothing", "soft_labels", "awp", "teacher")),
+    *(f"training.{name}" for name in ("loss", "beta", "ema", "label_smoothing", "soft_labels", "awp", "teacher")),
 )  # fmt: skip
 OF_FILES = {"data.generated": "generated images", "training.teacher": "teacher"}  # whose value, a path, is not part of the name
 
