@@ -111,7 +111,7 @@ def test_a_gain_of_one_network_alone_is_said_as_it_is():
             network.evaluation.flags = "10"
         (answer,) = [line for line in verdict([*networks, *controls]) if "choosing an expert help" in line]
         lines.append(answer)
-    assert all("Not shown." in line and "no network is clearly below its control, and not every one" in line for line in lines)
+    assert all("Not shown." in line and "no network is clearly below its control, and not all are" in line for line in lines)
 
 
 def test_runs_under_an_older_version_of_an_attack_have_a_sentence_that_says_so(monkeypatch):
