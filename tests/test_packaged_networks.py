@@ -114,8 +114,9 @@ def test_models_lists_them_without_torch(capsys: Any) -> None:
     for name, line in zip(networks.names(), lines[1 : 1 + len(networks.names())], strict=True):
         record = read_record(networks.record_file(name))
         assert line.startswith(f"{name} ")
-        for text in (record.method, record.dataset, f"{record.gmacs:.4f}", f"{record.sa:.1f}", f"{record.worst:.1f}"):
+        for text in (record.method, record.dataset, f"{record.gmacs:.4f}", f"{record.sa:.1f}", f" {record.worst:.1f}"):
             assert text in line
+        assert ("at most" in line) == (record.ra_worst is None)
     assert main(["models", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in rows] == networks.names()

@@ -44,6 +44,8 @@ def test_a_label_says_how_a_run_departs_from_its_method():
     assert cell_of(record("advmoe")).label == "advmoe"
     assert cell_of(record("at_moe", num_experts=1)).label == "at_moe, one expert"
     assert cell_of(changed_record("training", level_batches="same")).label == "advmoe, same batches"
+    beta = cell_of(changed_record("training", "at_dense", beta=9.0))
+    assert (beta.label, beta.is_of_the_paper) == ("at_dense, beta 9", False)
 
 
 def test_files_of_ingredients_are_named_by_their_kind():

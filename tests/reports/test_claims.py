@@ -201,7 +201,6 @@ def test_one_seed_claims_no_order():
     ("section", "change", "difference"),
     [
         ("training", {"lr": 0.05}, "training.lr: 0.05, not 0.1"),
-        ("training", {"beta": 1.0}, "training.beta: 1, not 6"),
         ("training", {"momentum": 0.5}, "training.momentum: 0.5, not 0.9"),
         ("training", {"batch_size": 64}, "training.batch_size: 64, not 128"),
         (None, {"fingerprint": "f" * 64}, "fingerprint: ffffffffffff..., not 0123456789ab..."),

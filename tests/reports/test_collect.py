@@ -100,11 +100,20 @@ def test_unreadable_file_is_one_line(tmp_path, caplog):
     assert "gone.json: cannot be read (No such file or directory)" in line
 
 
+@pytest.mark.parametrize(("tree", "seeds"), [(content(seed=3), [3]), ([content(seed=1), content(seed=0)], [0, 1])])
+def test_one_file_is_read_alone(tmp_path, tree, seeds):
+    """Also beside a run's Record: a second evaluation has its own file there."""
+    write(tmp_path / "config.yaml", "")
+    write(tmp_path / "record.json", content())
+    write(tmp_path / "standard-500.record.json", tree)
+    assert [record.seed for record in collect(tmp_path / "standard-500.record.json")] == seeds
+
+
 def test_folder_without_a_record_is_refused(tmp_path):
     write(tmp_path / "bad.json", "{")
     with pytest.raises(UserError, match="holds no Record; advmoe evaluate RUN writes one"):
         collect(tmp_path)
-    with pytest.raises(UserError, match="nowhere: is not a folder"):
+    with pytest.raises(UserError, match="nowhere: does not exist"):
         collect(tmp_path / "nowhere")
 
 

@@ -82,11 +82,14 @@ def test_verdict_says_whether_choosing_an_expert_helps():
     (answer,) = [line for line in lines if line.startswith("Does choosing an expert help?")]
     assert "help? Not shown. RA-worst minus that of the control with one expert, on the same images" in answer
     assert "AdvMoE, r 0.5, N 2: +25.0 points (" in answer
-    assert answer.endswith("), 2 seeds. Over seeds no network is clearly below its control, and not every one is clearly above it.")
+    assert answer.endswith(
+        "), 2 seeds. By the intervals over seeds and images, no network is clearly below its control, and not all are "
+        "clearly above it."
+    )
     assert not any("choosing an expert" in line for line in verdict(pair[0]))
     others = verdict([*pair[0], *pair[1], record(dataset="other")])
     (answer,) = [line for line in others if line.startswith("Does choosing an expert help? On fashion-mnist: Not shown.")]
-    assert "), 2 seeds. Over seeds" in answer
+    assert "), 2 seeds. By the intervals over seeds and images," in answer
     shorter = record("advmoe", epochs=1), record("at_moe", num_experts=1, epochs=1)
     for network in shorter:
         network.evaluation.flags = "1100"
@@ -108,7 +111,7 @@ def test_a_gain_of_one_network_alone_is_said_as_it_is():
             network.evaluation.flags = "10"
         (answer,) = [line for line in verdict([*networks, *controls]) if "choosing an expert help" in line]
         lines.append(answer)
-    assert all("Not shown." in line and "no network is clearly below its control, and not every one" in line for line in lines)
+    assert all("Not shown." in line and "no network is clearly below its control, and not all are" in line for line in lines)
 
 
 def test_runs_under_an_older_version_of_an_attack_have_a_sentence_that_says_so(monkeypatch):

@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _overview() -> str:
-    lines = ["usage: advmoe COMMAND ...    (advmoe COMMAND --help lists its flags)", ""]
+    lines = ["usage: advmoe COMMAND ...    (advmoe COMMAND --help lists its flags, advmoe --version the versions)", ""]
     lines += [f"  {name:10} {summary}" for name, summary in COMMANDS.items()]
     return "\n".join([*lines, "", "Start with: advmoe demo"])
 

@@ -11,8 +11,7 @@ from advmoe.evaluation.record_file import read_record
 
 COLUMNS = ("name", "method", "data", "network", "GMACs", "SA", "RA-worst", "size")
 NUMBERS = ("GMACs", "SA", "RA-worst", "size")
-BOUND = "~"  # marks an upper bound
-NOTE = f"{BOUND} Upper bound: AutoAttack was not run."
+NOTE = '"At most": AutoAttack was not run.'
 USE = "To use one: advmoe predict NAME photo.png; in Python: advmoe.load(NAME)."
 
 
@@ -42,7 +41,7 @@ def _cells(name: str, record: Record) -> tuple[str, ...]:
     facts = _facts(name, record)
     width = f", width {facts['width']}" if facts["width"] is not None else ""
     size = "not installed" if facts["bytes"] is None else f"{facts['bytes'] / 1e6:.1f}"
-    worst = f"{BOUND if record.ra_worst is None else ''}{record.worst:.1f}"
+    worst = f"{'at most ' if record.ra_worst is None else ''}{record.worst:.1f}"
     accuracies = f"{record.gmacs:.4f}", f"{record.sa:.1f}", worst
     return name, record.method, record.dataset, f"{record.backbone}{width}", *accuracies, size
 

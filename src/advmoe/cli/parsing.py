@@ -34,7 +34,7 @@ Flat: Any = tyro.conf.OmitArgPrefixes  # every field a plain flag: names are uni
 
 @dataclass(frozen=True)
 class Source:
-    """The recipe or the file that a run's configuration is read from."""
+    """Where the configuration is read from. One of the two is needed, except for a run that exists (train --out)."""
 
     recipe: str | None = None
     """Name of a recipe (`advmoe recipes` lists them)."""

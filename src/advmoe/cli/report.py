@@ -14,7 +14,7 @@ def run(arguments: ReportArguments) -> None:
     if arguments.schema:
         print(json.dumps(record_schema(), indent=1))
         return
-    records = collect(arguments.folder)
+    records = collect(arguments.runs)
     written, claims, statements = write_report(records, arguments.out)
     if arguments.json:
         lines = [str(statement) for statement in statements]

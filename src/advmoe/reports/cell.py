@@ -19,16 +19,13 @@ OF_OFFICIAL = {  # what distinguishes the recipes with the suffix -official
     "training.router_target": "label_mod_n", "training.router_consistency": 6.0,
 }  # fmt: skip
 OF_VARIANTS = (  # choices of routers and experts with which a network is listed separately
-    "model.routers",
-    "model.bank",
-    *(f"training.{name}" for name in ("level_batches", "weight_attack_gate", "awp_routers", "router_loss", "router_target")),
-    *(f"training.{name}" for name in ("router_consistency", "router_margin", "router_every", "router_schedule")),
-    *(f"training.{name}" for name in ("router_statistics", "runner_up_consistency", "router_gate", "router_attack_gate")),
-    *(
-        f"training.{name}"
-        for name in ("router_steps", "weight_steps", "level_order", "router_warmup", "balance", "tied_statistics")
-    ),
-)
+    "model.routers", "model.bank",
+    *(f"training.{name}" for name in (
+        "level_batches", "weight_attack_gate", "awp_routers", "router_loss", "router_target", "router_consistency", "router_margin",
+        "router_every", "router_schedule", "router_statistics", "runner_up_consistency", "router_gate", "router_attack_gate",
+        "router_steps", "weight_steps", "level_order", "router_warmup", "balance", "tied_statistics",
+    )),
+)  # fmt: skip
 OF_ROUTERS = (
     *OF_VARIANTS, "model.num_experts", "model.norms",
     *(f"training.{name}" for name in ("router_lr", "router_target_weight", "tied_share", "balance_weight")),
@@ -36,7 +33,7 @@ OF_ROUTERS = (
 OF_METHODS = (*OF_ROUTERS, "model.model_scale", "training.init_from")
 INGREDIENTS = (  # the same for networks without routers too
     "model.activation", "data.augment", "data.generated", "attack.epsilon_ramp", "attack.steps_ramp",
-    *(f"training.{name}" for name in ("loss", "ema", "label_smoothing", "soft_labels", "awp", "teacher")),
+    *(f"training.{name}" for name in ("loss", "beta", "ema", "label_smoothing", "soft_labels", "awp", "teacher")),
 )  # fmt: skip
 OF_FILES = {"data.generated": "generated images", "training.teacher": "teacher"}  # whose value, a path, is not part of the name
 

@@ -38,7 +38,7 @@ def _answer(records: Sequence[Record]) -> Statement | None:
     figures = " or ".join(dict.fromkeys(against.figure for against in differences.values()))
     if " or " in figures:
         parts = [f"{part} of {against.figure}" for part, against in zip(parts, differences.values(), strict=True)]
-    unsure = "Over seeds no network is clearly below its control, and not every one is clearly above it."
+    unsure = "By the intervals over seeds and images, no network is clearly below its control, and not all are clearly above it."
     if all(against.seeds == 1 for against in differences.values()):
         unsure = "With one seed nothing follows for other seeds."
     return Statement(

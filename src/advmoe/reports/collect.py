@@ -1,4 +1,4 @@
-"""Records below a folder, one for each cell and seed."""
+"""Records of a file or below a folder, one for each cell and seed."""
 
 import logging
 import os
@@ -18,20 +18,20 @@ logger = logging.getLogger("advmoe")
 RecordFile = tuple[Path, Record]
 
 
-def collect(folder: Path) -> list[Record]:
-    """The Records below `folder`, ordered by cell and seed.
+def collect(runs: Path) -> list[Record]:
+    """The Records of a JSON file or below a folder, ordered by cell and seed.
 
-    Reads every record.json, and every other JSON file outside of run folders that holds a Record or a list of Records. There is one
-    warning for each file that is skipped because it is broken or holds no Record, and one for each Record with a damaged part that
-    is dropped. If runs of one cell have different settings, or the same seed twice, the newest run and those with its settings are
-    kept, with a warning for each other. A run that was evaluated before its end counts as older than all that were not. There is
-    also a warning for each method that is not registered here. Raises UserError if there is no Record.
+    Below a folder, reads every record.json, and every other JSON file outside of run folders that holds a Record or a list of
+    Records. There is one warning for each file that is skipped because it is broken or holds no Record, and one for each Record
+    with a damaged part that is dropped. If runs of one cell have different settings, or the same seed twice, the newest run and
+    those with its settings are kept, with a warning for each other. A run that was evaluated before its end counts as older than
+    all that were not. There is also a warning for each method that is not registered here. Raises UserError if there is no Record.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: is not a folder")
-    pairs = [pair for path in _files(folder) for pair in _read(path)]
+    if not runs.exists():
+        raise UserError(f"{runs}: does not exist")
+    pairs = [pair for path in ([runs] if runs.is_file() else _files(runs)) for pair in _read(path)]
     if not pairs:
-        raise UserError(f"{folder}: holds no Record; advmoe evaluate RUN writes one, RUN/record.json")
+        raise UserError(f"{runs}: holds no Record; advmoe evaluate RUN writes one, RUN/record.json")
     once = {record.model_dump_json(): (path, record) for path, record in reversed(pairs)}  # copies of a Record are one
     cells: dict[Cell, list[RecordFile]] = defaultdict(list)
     for path, record in sorted(once.values(), key=lambda pair: (epochs_trained(pair[1]) == "all", pair[1].time), reverse=True):

@@ -125,7 +125,8 @@ def _training(record: Record) -> str:
             }
             settings |= {section: changed} if changed else {}
     return (
-        "All settings other than the defaults, with the precision of the evaluation; as a file they train such a network again "
+        "All settings other than the defaults, but not the precision of the training if the evaluation read a saved file, which "
+        "does not hold it. As a file they train such a network again "
         f"(`advmoe train --config FILE.yaml --data-dir DIR --out RUN`):\n\n```yaml\n{yaml.safe_dump(settings, sort_keys=False)}```"
     )
 

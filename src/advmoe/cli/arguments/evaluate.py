@@ -12,12 +12,12 @@ from advmoe.config import ComputeConfig, Fraction
 from advmoe.config.choices import BATCH_SIZE, PATHWAY_BUDGET, SHARD_SIZE, Norm
 from advmoe.errors import UserError, check_count, short_repr
 
-COSTS = {  # of the presets; the tests count them from their attacks (tests/budget.py)
+COSTS = {  # of the presets; the tests count them (tests/budget.py). No comma in a number: help ends lines after commas
     "quick": "at most 50 PGD passes an image; at most 121 APGD and 154 route-aware passes on survivors",
-    "standard": "at most 50 PGD and 3,905 AutoAttack passes an image; "
-    "at most 282 APGD, 1,813 route-aware and 68 transfer passes on survivors; all self-checks",
-    "full": "at most 50 PGD, 3,905 AutoAttack and 5,525 AutoAttack plus passes an image; "
-    "at most 704 PGD, 1,438 APGD, 5,787 route-aware and 68 transfer passes on survivors; all self-checks",
+    "standard": "at most 50 PGD and 3905 AutoAttack passes an image; "
+    "at most 282 APGD, 1813 route-aware and 68 transfer passes on survivors; all self-checks",
+    "full": "at most 50 PGD, 3905 AutoAttack and 5525 AutoAttack plus passes an image; "
+    "at most 704 PGD, 1438 APGD, 5787 route-aware and 68 transfer passes on survivors; all self-checks",
 }
 
 

@@ -12,21 +12,21 @@ from advmoe.errors import UserError
 
 @dataclass(frozen=True)
 class ReportArguments:
-    """Make the paper's tables and figures, and report.html, from the Records below a folder."""
+    """Make tables, figures and report.html from the Records of evaluated runs, beside the figures of the paper."""
 
-    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
-    """Folder with evaluated runs, or with JSON files of Records."""
+    runs: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUNS")]
+    """A folder with evaluated runs or with JSON files of Records, or one such file."""
     out: Path
     """Folder for the report: report.html, tables/ and figures/."""
     schema: Flag = False
-    """Only print the JSON Schema of a Record; then FOLDER and --out are not given."""
+    """Only print the JSON Schema of a Record; then RUNS and --out are not given."""
     json: Flag = False
     """Print the verdict, the claims and the written files as JSON."""
 
 
 def read(argv: list[str]) -> ReportArguments:
     if argv == ["--schema"]:
-        return ReportArguments(folder=Path(), out=Path(), schema=True)
+        return ReportArguments(runs=Path(), out=Path(), schema=True)
     if "--schema" in argv:
         raise UserError("--schema takes no other argument: advmoe report --schema")
     return parse(ReportArguments, "report", argv)
