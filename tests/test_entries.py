@@ -354,7 +354,7 @@ class Unrouted(Two):
         (Two, "backbone 'bad' must be a pair in MODELS: (constructor, default width)"),
         ((Unfinished, 4), "backbone 'bad' must call self.finish(channels of the last layer) at the end of its constructor"),
         ((Unrouted, 4), "backbone 'bad' has no experts, which at_moe and advmoe train"),
-        ((Dropped, 4), "Dropped: forward_routed returns 1 routings for 2 MoE layers"),
+        ((Dropped, 4), "Dropped: forward_routed returns 1 routings for 2 routers"),
         ((Swapped, 4), "Swapped: routing 0 is not the one that the gate gives MoE layer 0"),
         ((Deaf, 4), "Deaf: routing 0 is not the one that the gate gives MoE layer 0"),
     ],
@@ -372,6 +372,8 @@ def test_backbones_whose_routing_would_be_missed(entry, message, tiny, splits, t
 
 def test_a_right_backbone_trains(tiny, splits, tmp_path):
     MODELS["good"] = (Two, 4)
+    with pytest.raises(UserError, match="backbone 'good' ignores routers per_stage: call begin_stage"):
+        train(tiny("advmoe", backbone="good", routers="per_stage"), splits, tmp_path / "run")
     for routers in ("per_layer", "per_network"):
         config = tiny("advmoe", backbone="good", routers=routers, num_experts=3, epochs=1)
         assert len(train(config, splits, tmp_path / routers)[0]["load"]) == (2 if routers == "per_layer" else 1)

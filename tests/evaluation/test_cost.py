@@ -75,6 +75,7 @@ KINDS = {
     "moe": MoEKind(0.3, num_experts=3, norms="shared"),
     "disjoint": MoEKind(0.8, bank="disjoint"),
     "per_network": MoEKind(0.5, routers="per_network", norms="shared"),
+    "per_stage": MoEKind(0.5, routers="per_stage", norms="shared"),
 }
 
 

@@ -102,6 +102,21 @@ def test_a_network_with_one_router_has_one_row_of_loads_and_routes():
     assert len(result.gallery[0].clean.route) == 1
 
 
+def test_a_network_with_a_router_for_each_stage_has_their_loads_and_routes():
+    model = network(MoEKind(0.5, num_experts=2, routers="per_stage"))
+    x, y, correct = labelled(model)
+    result = snapshot(model, x, y, correct, options(EPSILON, "Linf", 0, 64))
+    stages = [layer.stage for layer in result.layers]
+    assert stages == sorted(stages)
+    assert list(dict.fromkeys(stages)) == list(range(len(model.stage_routers)))
+    assert len(model.moe_layers()) == len(stages) > len(model.stage_routers) > 1
+    assert len(result.load_by_class) == len(result.gallery[0].clean.route) == len(model.stage_routers)
+    assert result.gallery[0].fits([], result.layers)
+    assert not result.gallery[0].fits([], result.layers[:1])
+    result.gallery[0].clean.route.append(0)
+    assert not result.gallery[0].fits([], result.layers)
+
+
 def test_a_dense_network_has_no_routes():
     model = network(DenseKind())
     x, y, correct = labelled(model)

@@ -20,7 +20,8 @@ from advmoe.models import MODELS, compact
 from advmoe.moe import DenseKind, MaskedKind, MoEKind, convert
 
 NETWORKS = [  # densenet121 is densenet40 with more layers
-    (backbone, kind) for backbone in MODELS for kind in KINDS if backbone != "densenet121" or kind is KINDS[1]
+    *((backbone, kind) for backbone in MODELS for kind in KINDS if backbone != "densenet121" or kind is KINDS[1]),
+    ("resnet18", MoEKind(0.5, 3, routers="per_stage")),
 ]
 
 

@@ -3,6 +3,7 @@
 densenet121 is densenet40 with more layers: it is built for ImageNet only. CIFAR-100 differs from the others in its classes only.
 """
 
+import itertools
 import math
 from fractions import Fraction
 from typing import NamedTuple
@@ -26,6 +27,7 @@ KINDS = {
     "masked": MaskedKind(0.5),
     "moe per layer": MoEKind(0.5, num_experts=2, norms="shared"),
     "moe per network": MoEKind(0.8, num_experts=3, bank="disjoint", routers="per_network", norms="shared"),
+    "moe per stage": MoEKind(0.5, num_experts=2, routers="per_stage", norms="shared"),
     "moe per-expert norms": MoEKind(0.75, num_experts=2, norms="per_expert"),
 }
 DATA = {  # (C, H, W), classes, stem
@@ -153,6 +155,19 @@ PLANS = {
 }  # fmt: skip
 
 
+STAGES = {  # the number of routable convolutions in each stage
+    "resnet18": (4, 4, 4, 4), "wrn28_10": (8, 8, 8), "vgg16_bn": (1, 2, 3, 3, 3),
+    "densenet40": (12, 12, 12), "densenet121": (12, 24, 48, 32),
+}  # fmt: skip
+
+
+def router_inputs(backbone, kind, plan):
+    """The channels that each router of features sees: those of its layer's input, or of the input of its stage's first layer."""
+    inputs = [conv.ins for conv in plan.convs if conv.full]
+    starts = {"per_layer": range(len(inputs)), "per_stage": [0, *itertools.accumulate(STAGES[backbone])][:-1], "per_network": ()}
+    return [inputs[start] for start in starts[kind.routers]] if isinstance(kind, MoEKind) else []
+
+
 def network_router_plan(shape, stem):
     """Three stages of 16, 32, 64 channels, 3 residual blocks each."""
     kernel, stem_side, side = first(stem, shape[1])
@@ -182,8 +197,6 @@ def params(kind, plan, classes, network_router):
     for conv in plan.convs:
         filters = bank_size(kind, conv) if routed and conv.full else conv.outs
         total += filters * conv.ins * conv.kernel**2
-        if routed and conv.full and kind.routers == "per_layer":
-            total += (conv.ins + 1) * kind.num_experts
     if isinstance(kind, MaskedKind):
         total += sum(plan.masks)
     if network_router is not None:
@@ -195,8 +208,6 @@ def macs(kind, plan, classes, network_router):
     total = plan.last * classes
     for conv in plan.convs:
         total += conv.side**2 * conv.outs * conv.ins * conv.kernel**2
-        if isinstance(kind, MoEKind) and conv.full and kind.routers == "per_layer":
-            total += conv.ins * kind.num_experts
     return total + (macs(DenseKind(), network_router, kind.num_experts, None) if network_router is not None else 0)
 
 
@@ -211,7 +222,11 @@ def expected(backbone, kind, data, width):
     shape, classes, stem = DATA[data]
     plan = PLANS[backbone](kind, width, shape, stem)
     router = network_router_plan(shape, stem) if isinstance(kind, MoEKind) and kind.routers == "per_network" else None
-    return params(kind, plan, classes, router), macs(kind, plan, classes, router)
+    linear = [(channels, kind.num_experts) for channels in router_inputs(backbone, kind, plan)]
+    return (
+        params(kind, plan, classes, router) + sum((ins + 1) * outs for ins, outs in linear),
+        macs(kind, plan, classes, router) + sum(ins * outs for ins, outs in linear),
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)

@@ -46,6 +46,8 @@ def test_a_converted_backbone_is_of_every_kind_but_masked():
         assert (bool(model.moe_layers()), model.num_classes) == (isinstance(kind, MoEKind), 10)
     with pytest.raises(UserError, match="no masks for at_sparse"):
         build_model(CONFIG, MaskedKind(0.5), SPEC)
+    with pytest.raises(UserError, match="has no stages: routers must be per_layer or per_network"):
+        build_model(CONFIG, MoEKind(routers="per_stage"), SPEC)
 
 
 def test_a_kind_that_a_backbone_cannot_be_is_refused_in_one_line():
@@ -56,6 +58,7 @@ def test_a_kind_that_a_backbone_cannot_be_is_refused_in_one_line():
         "has no masks, .*": MaskedKind(),
         "ignores bank disjoint: give the kind to convert": MoEKind(0.7, bank="disjoint"),
         "ignores routers per_network": MoEKind(routers="per_network"),
+        "ignores routers per_stage: call begin_stage": MoEKind(routers="per_stage"),
         "ignores norms shared": MoEKind(norms="shared"),
         "ignores activation silu: make its activations by kind.nonlinearity()": MoEKind(activation="silu"),
     }

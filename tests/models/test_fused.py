@@ -31,7 +31,7 @@ SPEC = ImageSpec(("a", "b", "c"), (3, 8, 8), (0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
 KINDS = [
     DenseKind(), DenseKind(0.5, activation="silu"), MaskedKind(0.5), MoEKind(0.5, 3, norms="shared"),
     MoEKind(0.75, 3, norms="per_expert", activation="silu"),
-    MoEKind(0.5, 2, "disjoint", "per_network", "per_expert"),
+    MoEKind(0.5, 2, "disjoint", "per_network", "per_expert"), MoEKind(0.5, 2, routers="per_stage"),
 ]  # fmt: skip
 NETWORKS = [  # densenet121 is densenet40 with more layers
     (backbone, kind) for backbone in MODELS for kind in KINDS if backbone != "densenet121" or kind is KINDS[4]

@@ -41,6 +41,20 @@ def test_one_router_for_the_network_chooses_in_every_layer(tmp_path, drawn):
     assert "router of all layers\na CNN on the image" in texts(drawn[1].axes[0])
 
 
+def test_a_stages_router_chooses_in_all_its_layers(tmp_path, drawn):
+    run = record("advmoe")
+    run.config.model = run.config.model.model_copy(update={"routers": "per_stage"})
+    for number, layer in enumerate(run.layers):
+        layer.stage = 0 if number < 3 else 1
+    for image in run.gallery:
+        image.clean.route, image.adversarial.route, image.steps = [1, 0], [0, 0], []
+    fig_a1([run], tmp_path / "a1.png")
+    above, below = drawn[0].axes[:2]
+    assert [list(line.get_ydata()) for line in below.lines] == [[1] * 3 + [0] * 5, [0] * 8]
+    assert "1 of 2 routers" in below.get_title()
+    assert "router of the stage\npool, standardise, linear" in texts(above)
+
+
 def test_dense_networks_have_no_pathway(tmp_path):
     assert not fig_a1([record("at_dense"), record("at_small_dense")], tmp_path / "a1.png")
     assert not load_heat_map([record("at_dense"), record("at_small_dense")], tmp_path / "load.png")

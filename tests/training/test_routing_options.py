@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from recorder import Recorder
-from small_backbone import ROUTED
+from small_backbone import ROUTED, SMALL_RESNET
 
 from advmoe.errors import UserError
 from advmoe.training import start
@@ -95,6 +95,8 @@ def test_rows_say_how_far_each_router_has_turned(method, tiny, splits, tmp_path)
         for number, fields in enumerate([{"router_lr": 0.0}, {"router_lr": 1.0}, {"num_experts": 1, "model_scale": 0.5}])
     )
     assert fixed["router_cosine"] == pytest.approx([1.0] * ROUTED)
+    (of_stages,) = train(tiny(epochs=1, routers="per_stage", backbone=SMALL_RESNET), splits, tmp_path / "stages")
+    assert len(of_stages["router_cosine"]) == 2
     assert len(learned["router_cosine"]) == ROUTED
     assert all(-1 <= cosine < 0.9999 for cosine in learned["router_cosine"])
     assert "router_cosine" not in one_expert
@@ -191,7 +193,7 @@ def test_dense_rows_hold_no_routing(tiny, splits, tmp_path):
 
 
 @pytest.mark.parametrize("norms", ["shared", "per_expert"])
-@pytest.mark.parametrize("routers", ["per_layer", "per_network"])
+@pytest.mark.parametrize("routers", ["per_layer", "per_stage", "per_network"])
 @pytest.mark.parametrize("method", ["advmoe", "at_moe"])
 def test_every_kind_of_router_and_norm_trains(method, routers, norms, tiny, splits, tmp_path):
     tied = {"tied_share": 0.34, "router_schedule": "untied", "router_warmup": 0.1}
@@ -205,7 +207,8 @@ def test_every_kind_of_router_and_norm_trains(method, routers, norms, tiny, spli
 
 
 @pytest.mark.parametrize(
-    ("method", "routers", "norms"), [("advmoe", "per_network", "per_expert"), ("at_moe", "per_layer", "per_expert")]
+    ("method", "routers", "norms"),
+    [("advmoe", "per_network", "per_expert"), ("advmoe", "per_stage", "per_expert"), ("at_moe", "per_layer", "per_expert")],
 )
 def test_every_kind_of_router_and_norm_resumes_bit_by_bit(method, routers, norms, tiny, splits, tmp_path):
     config = tiny(method, epochs=1, routers=routers, norms=norms, router_warmup=0.7, save_minutes=0.0)

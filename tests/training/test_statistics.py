@@ -21,7 +21,7 @@ def fashion_mnist():
 
 @pytest.mark.parametrize("seeds", [pytest.param(range(1), id="one"), pytest.param(range(1, 10), id="more", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("norms", ["shared", "per_expert"])
-@pytest.mark.parametrize("routers", ["per_layer", "per_network"])
+@pytest.mark.parametrize("routers", ["per_layer", "per_stage", "per_network"])
 def test_no_calibrated_network_is_collapsed(routers, norms, seeds, tiny, fashion_mnist):
     """After calibration, each of two experts of every layer gets at least a tenth of the images."""
     for seed in seeds:
@@ -35,7 +35,7 @@ def test_no_calibrated_network_is_collapsed(routers, norms, seeds, tiny, fashion
         assert min(least) >= 0.1, (seed, least)
 
 
-@pytest.mark.parametrize("routers", ["per_layer", "per_network"])
+@pytest.mark.parametrize("routers", ["per_layer", "per_stage", "per_network"])
 def test_calibration_replaces_all_earlier_statistics(routers, tiny, splits):
     config = tiny(routers=routers)
     model = network(config, splits.spec)
@@ -62,7 +62,7 @@ def test_calibration_recomputes_every_batch_norm_of_a_converted_network_and_keep
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.5])
-@pytest.mark.parametrize("routers", ["per_layer", "per_network"])
+@pytest.mark.parametrize("routers", ["per_layer", "per_stage", "per_network"])
 def test_plain_statistics_of_routers_are_those_of_images_that_are_not_augmented(routers, ema, tiny, splits, tmp_path):
     config = tiny(epochs=1, tied_share=0.0, routers=routers, router_statistics="plain", ema=ema)
     train(config, splits, tmp_path / "run")

@@ -26,6 +26,7 @@ CASES = {
     "at_moe, norms shared": ("at_moe", {"norms": "shared"}, {}),
     "at_moe, soft gate": ("at_moe", {}, {"router_gate": "soft"}),
     "advmoe, one router": ("advmoe", {"routers": "per_network"}, {}),
+    "advmoe, a router for each stage": ("advmoe", {"routers": "per_stage"}, {}),
     "advmoe, tied": ("advmoe", {}, {"tied_share": 1.0}),
     "advmoe, pgd_at": ("advmoe", {}, {"loss": "pgd_at"}),
     "advmoe, ingredients": (

@@ -6,7 +6,7 @@ from typing import Literal
 Norm = Literal["Linf", "L2"]
 Stem = Literal["cifar", "imagenet"]
 Bank = Literal["backbone", "disjoint"]
-Routers = Literal["per_layer", "per_network"]
+Routers = Literal["per_layer", "per_stage", "per_network"]
 Norms = Literal["shared", "per_expert"]
 Activation = Literal["relu", "silu"]
 Dispatch = Literal["auto", "split", "wide", "grouped", "triton"]

@@ -94,7 +94,8 @@ class ModelConfig(Section):
     bank: Bank = "backbone"
     """backbone: an expert is a window of the dense layer's filters, and windows may overlap; disjoint: experts share no filters."""
     routers: Routers = "per_layer"
-    """per_layer: a router in every MoE layer; per_network: one small CNN that sees the image and chooses for all layers."""
+    """per_layer: a router in every MoE layer; per_stage: one for the layers of each stage, which sees the stage's input;
+    per_network: one small CNN that sees the image and chooses for all layers."""
     norms: Norms = "per_expert"
     """Batch norm after an MoE layer: one for all experts, or one for each expert (more robust in short runs with untied
     experts: docs/choices.md)."""

@@ -1,5 +1,6 @@
 """The snapshot's fields of a Record: MoE layers, loads by class, accuracy against epsilon, and images with their routes."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -24,13 +25,15 @@ MAX_STEPS = 16  # largest number of steps of an image in the gallery
 
 
 class Layer(RecordModel):
-    """An MoE layer. `width` is the number of filters of one expert, `size` the output's [h, w]."""
+    """An MoE layer. `width` is the number of filters of one expert, `size` the output's [h, w]. `stage` is the number of its stage,
+    from 0, if the layers of a stage share a router."""
 
     name: Text
     in_channels: Size
     width: Size
     size: Annotated[list[Size], Field(min_length=2, fail_fast=True)]
     experts: Experts
+    stage: Annotated[int, Field(ge=0)] | None = None
 
 
 class EpsilonCurve(RecordModel):
@@ -98,11 +101,19 @@ class GalleryImage(RecordModel):
         return not layers or all(_route_fits(view.pathway, layers) for view in self.views)
 
 
+def columns(layers: Sequence[Layer], route_length: int) -> list[int]:
+    """The entry of a route that each layer follows: that of its own router, of its stage's, or of the one for the network."""
+    if route_length == 1:
+        return [0] * len(layers)
+    return [number if layer.stage is None else layer.stage for number, layer in enumerate(layers)]
+
+
 def _route_fits(route: list[int], layers: list[Layer]) -> bool:
-    """Whether the layers have the experts of a route. A route of one entry is that of a router for all layers."""
-    choices = route * len(layers) if len(route) == 1 else route
-    pairs = zip(choices, layers, strict=False)
-    return not route or (len(choices) == len(layers) and all(choice < layer.experts for choice, layer in pairs))
+    """Whether the layers have the experts of a route."""
+    followed = columns(layers, len(route))
+    if not route or set(followed) != set(range(len(route))):
+        return not route
+    return all(route[column] < layer.experts for column, layer in zip(followed, layers, strict=True))
 
 
 def _rectangular(layers: list[list[list[int]]]) -> list[list[list[int]]]:

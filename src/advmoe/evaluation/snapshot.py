@@ -71,23 +71,32 @@ def layers(model: Classifier, x: Tensor) -> list[Layer]:
     """The MoE layers in order; empty for a dense network. `size` is the output's [h, w] for images like x [1, C, H, W]."""
     names = {layer: name for name, layer in model.named_modules()}
     sizes: dict[nn.Module, list[int]] = {}
+    stages: dict[nn.Module, int] = {}
+    begun: list[nn.Module] = []  # routers of stages
 
     def keep(layer: nn.Module, _: object, output: tuple[Tensor, object]) -> None:
         sizes[layer] = list(output[0].shape[2:])
+        if begun:
+            stages[layer] = len(begun) - 1
 
     with ExitStack() as stack:
+        for router in model.stage_routers:
+            stack.enter_context(router.register_forward_hook(lambda router, *_: begun.append(router)))
         for layer in model.moe_layers():
             stack.enter_context(layer.register_forward_hook(keep))
         model(x)
     return [
-        Layer(name=names[layer], in_channels=layer.in_channels, width=layer.width, size=sizes[layer], experts=layer.num_experts)
+        Layer(
+            name=names[layer], in_channels=layer.in_channels, width=layer.width, size=sizes[layer], experts=layer.num_experts,
+            stage=stages.get(layer),
+        )
         for layer in model.moe_layers()
-    ]
+    ]  # fmt: skip
 
 
 @torch.no_grad()
 def load_by_class(target: Target) -> list[list[list[int]]]:
-    """The number of images of each class that each expert gets: [L][classes][N]. L is 1 if the network has one router."""
+    """The number of images of each class that each expert gets: [L][classes][N]. L is the number of routers."""
     parts = [target.model.forward_routed(part)[1] for part in target.x.split(target.batch_size)]
     routes, y, classes = torch.cat([route_of(routings) for routings in parts]), target.y, target.num_classes
     counts = []

@@ -97,14 +97,16 @@ def _check_form(name: str, model: nn.Module, kind: DenseKind) -> None:
     if kind.activation == "silu" and not any(isinstance(module, nn.SiLU) for module in model.modules()):
         raise NoSuchForm(f"backbone '{name}' ignores activation silu: make its activations by kind.nonlinearity()")
     if isinstance(kind, MoEKind):
+        routers = "per_network" if model.router is not None else "per_stage" if model.stage_routers else "per_layer"
         disjoint = (windows("disjoint", kind.num_experts, 0, layer.width).starts == layer.starts for layer in layers)
         used = {
             "num_experts": all(layer.num_experts == kind.num_experts for layer in layers),
             "bank": kind.bank == "backbone" or all(disjoint),
-            "routers": (model.router is not None) == (kind.routers == "per_network"),
+            "routers": kind.routers == routers,
             "norms": kind.norms == "per_expert" or not any(isinstance(layer.norm, ExpertNorm) for layer in layers),
         }
         for field, is_used in used.items():
             if not is_used:
                 value = getattr(kind, field)
-                raise NoSuchForm(f"backbone '{name}' ignores {field} {value}: give the kind to convert(model, kind=kind, ...)")
+                how = "call begin_stage" if value == "per_stage" else "give the kind to convert(model, kind=kind, ...)"
+                raise NoSuchForm(f"backbone '{name}' ignores {field} {value}: {how}")

@@ -8,7 +8,7 @@ from torch.nn.functional import avg_pool2d
 
 from advmoe.config.choices import Stem
 from advmoe.data import ImageSpec
-from advmoe.models.classifier import Classifier, chain
+from advmoe.models.classifier import Classifier
 from advmoe.models.resnet import make_stem
 from advmoe.moe import Channels, DenseKind, Gate, Routings, images
 
@@ -61,6 +61,7 @@ class DenseNet(Classifier):
                 outputs = kind.channels(channels.full // 2)
                 parts.append(Transition(kind, channels, outputs))
                 channels = outputs
+            self.begin_stage(kind, channels, len(parts))
             for _ in range(depth):
                 layer = DenseLayer(kind, channels, width)
                 parts.append(layer)
@@ -70,5 +71,5 @@ class DenseNet(Classifier):
         self.finish(channels)
 
     def features(self, x: Tensor, gate: Gate, logits: Tensor | None) -> tuple[Tensor, Routings]:
-        h, routings = chain(self.parts, self.stem(x), gate, logits)
+        h, routings = self.chain(self.parts, self.stem(x), gate, logits)
         return self.activation(self.norm(h)), routings

@@ -23,8 +23,7 @@ def fused(model: Network) -> Network:
     """
     shared = [*model.router_parameters(), *(() if model.router is None else model.router.buffers())]
     fused_copy = copied(model, {id(tensor): tensor for tensor in shared}).eval()
-    routers = (fused_copy.router, *(layer.router for layer in fused_copy.moe_layers()))
-    router_modules = {module for router in routers if router is not None for module in router.modules()}
+    router_modules = {module for router in fused_copy.routers() for module in router.modules()}
     for module in fused_copy.modules():
         if module not in router_modules:
             bake(module)  # pruned or reparametrised weights

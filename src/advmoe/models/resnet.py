@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from advmoe.config.choices import Stem
 from advmoe.data import ImageSpec
-from advmoe.models.classifier import Classifier, chain
+from advmoe.models.classifier import Classifier
 from advmoe.moe import Channels, DenseKind, Gate, Routings, images
 
 
@@ -36,11 +36,12 @@ class ResNet(Classifier):
         super().__init__(kind, spec, stem)
         channels = kind.stem_channels(width)
         self.stem = make_stem(kind, stem, images(spec.shape[0]), channels)
-        stages = []
+        stages: list[nn.Module] = []
         for stage, depth in enumerate(blocks):
             outputs = kind.channels(width * 2**stage)
             if stage == 0 and outputs.width == channels.width:
                 outputs = channels  # the stem writes the first stage's residual stream
+            self.begin_stage(kind, channels, len(stages))
             for block in range(depth):
                 stages.append(BasicBlock(kind, channels, outputs, stride=2 if stage > 0 and block == 0 else 1))
                 channels = outputs
@@ -48,7 +49,7 @@ class ResNet(Classifier):
         self.finish(channels)
 
     def features(self, x: Tensor, gate: Gate, logits: Tensor | None) -> tuple[Tensor, Routings]:
-        return chain(self.blocks, self.stem(x), gate, logits)
+        return self.chain(self.blocks, self.stem(x), gate, logits)
 
 
 def make_stem(kind: DenseKind, stem: Stem, inputs: Channels, outputs: Channels) -> nn.Sequential:

@@ -21,9 +21,13 @@ class VGG(Classifier):
         super().__init__(kind, spec, stem)
         channels = kind.channels(width)
         self.stem = kind.plain(images(spec.shape[0]), channels)
-        layers, self.ends = [], []
+        layers: list[nn.Module] = []
+        self.ends: list[bool] = []
         for stage, (depth, factor) in enumerate(zip(convolutions, FACTORS, strict=True)):
-            for position in range(1 if stage == 0 else 0, depth):
+            positions = range(1 if stage == 0 else 0, depth)
+            if positions:
+                self.begin_stage(kind, channels, len(layers))
+            for position in positions:
                 outputs = kind.channels(width * factor)
                 layers.append(kind.conv(channels, outputs))
                 self.ends.append(position == depth - 1)
@@ -33,10 +37,11 @@ class VGG(Classifier):
         self.finish(channels)
 
     def features(self, x: Tensor, gate: Gate, logits: Tensor | None) -> tuple[Tensor, Routings]:
-        h, routings = self.activation(self.stem(x)), ()
-        for layer, ends_stage in zip(self.layers, self.ends, strict=True):
-            h, of_layer = layer(h, gate, logits)
-            h, routings = self.activation(h), routings + of_layer
-            if ends_stage:
-                h = max_pool2d(h, 2, ceil_mode=True)  # ceil: the last stage of a 28x28 image still has a pixel
-        return h, routings
+        return self.chain(self.layers, self.activation(self.stem(x)), gate, logits, self._after)
+
+    def _after(self, layer: int, h: Tensor) -> Tensor:
+        """The activation, and the pooling at the end of a stage."""
+        h = self.activation(h)
+        if self.ends[layer]:
+            h = max_pool2d(h, 2, ceil_mode=True)  # ceil: the last stage of a 28x28 image still has a pixel
+        return h

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from advmoe.config.choices import Stem
 from advmoe.data import ImageSpec
-from advmoe.models.classifier import Classifier, chain
+from advmoe.models.classifier import Classifier
 from advmoe.moe import Channels, DenseKind, Gate, Routings, images
 
 STAGES = 3
@@ -47,9 +47,10 @@ class WideResNet(Classifier):
         large = stem == "imagenet"
         first = kind.plain(images(spec.shape[0]), channels, kernel_size=7 if large else 3, stride=2 if large else 1, norm=False)
         self.stem = nn.Sequential(first, *([nn.MaxPool2d(3, stride=2, padding=1)] if large else []))
-        stages = []
+        stages: list[nn.Module] = []
         for stage in range(STAGES):
             outputs = kind.channels(width * 2**stage)
+            self.begin_stage(kind, channels, len(stages))
             for block in range(blocks):
                 stages.append(PreActivationBlock(kind, channels, outputs, stride=2 if stage > 0 and block == 0 else 1))
                 channels = outputs
@@ -58,5 +59,5 @@ class WideResNet(Classifier):
         self.finish(channels)
 
     def features(self, x: Tensor, gate: Gate, logits: Tensor | None) -> tuple[Tensor, Routings]:
-        h, routings = chain(self.blocks, self.stem(x), gate, logits)
+        h, routings = self.chain(self.blocks, self.stem(x), gate, logits)
         return self.activation(self.norm(h)), routings

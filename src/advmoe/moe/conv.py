@@ -1,7 +1,7 @@
 """Convolutions, plain and routed. Each includes the batch norm that follows it, if there is one.
 
-In a block, both have the same signature: (x, gate, logits, onto) -> (y, routings). `logits` come from the network's router, or are
-None if there is none. `onto` is a tensor in the shape of y, such as a residual stream, that is added to y.
+In a block, both have the same signature: (x, gate, logits, onto) -> (y, routings). `logits` come from a router that layers share;
+they are None if there is none. `onto` is a tensor in the shape of y, such as a residual stream, that is added to y.
 """
 
 import math
@@ -51,7 +51,7 @@ class MoEConv2d(nn.Module):
     All experts start with the same filters. Unless they are tied (`training.tied_share`), they differ from the first update on,
     because they are trained on different images (docs/choices.md has figures).
 
-    `index` is the layer's column in a route. A layer without a router uses the logits of the network's router.
+    `index` is the column of the layer's router in a route. A layer without a router gets logits, of one that layers share.
     """
 
     def __init__(
@@ -73,14 +73,14 @@ class MoEConv2d(nn.Module):
     def forward(self, x: Tensor, gate: Gate, logits: Tensor | None = None, onto: Tensor | None = None) -> tuple[Tensor, Routings]:
         """[B, C, H, W] -> [B, K, H', W'], and the layer's Routing if it has a router.
 
-        A layer without a router needs `logits` [B, N] of the network's router. `onto` [B, K, H', W'] is added to the result.
+        A layer without a router needs `logits` [B, N] of a router that layers share. `onto` [B, K, H', W'] is added to the result.
         Raises ValueError if neither a router nor `logits` is there, and RuntimeError if a tool traces the layer, or
         transforms it in train mode (`check_call`).
         """
         check_call(x, self.training)
         routing_logits = logits if self.router is None else self.router(x)
         if routing_logits is None:
-            raise ValueError("an MoE layer without a router needs the network router's logits: layer(x, gate, logits)")
+            raise ValueError("an MoE layer without a router needs the logits of a shared one: layer(x, gate, logits)")
         weights = gate.weights(routing_logits, self.index)
         y = self._routed(x, weights)
         if onto is not None:

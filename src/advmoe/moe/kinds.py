@@ -12,6 +12,7 @@ from advmoe.moe.conv import DenseConv2d, MoEConv2d, PlainConv2d
 from advmoe.moe.experts import windows
 from advmoe.moe.network_router import NetworkRouter
 from advmoe.moe.norm import ExpertNorm, MaskedNorm
+from advmoe.moe.routing import Router
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,10 @@ class DenseKind:
         """The one router that all layers share, or None if the kind has none. Its images have `in_channels` channels."""
         return None
 
+    def stage_router(self, inputs: Channels) -> nn.Module | None:
+        """The router that the layers of a stage share, or None if the kind has none. It sees the stage's input."""
+        return None
+
 
 @dataclass(frozen=True)
 class MaskedKind(DenseKind):
@@ -97,6 +102,9 @@ class MoEKind(DenseKind):
 
     def network_router(self, in_channels: int, stem: str) -> nn.Module | None:
         return NetworkRouter(in_channels, self.num_experts, stem) if self.routers == "per_network" else None
+
+    def stage_router(self, inputs: Channels) -> nn.Module | None:
+        return Router(inputs.width, self.num_experts) if self.routers == "per_stage" else None
 
 
 def _check_names(kind: DenseKind, **choices: Any) -> None:

@@ -16,12 +16,19 @@ from advmoe.moe.routing import HARD, FixedGate, ForcedGate, Gate, Routing
 
 
 class RoutedNetwork(nn.Module):
-    """Base class of networks that route. `router` is the router of all layers, if the layers have none. `masks` mask channels."""
+    """Base class of networks that route. Layers without routers share `router`, or one of `stage_routers` in each stage.
+
+    `masks` mask channels.
+    """
 
     router: nn.Module | None
     masks: nn.ModuleList
     num_classes: int
     min_size = 1  # smallest height and width of an image, in pixels
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stage_routers = nn.ModuleList()
 
     def moe_layers(self) -> list[MoEConv2d]:
         """The MoE layers in the order of their routings; empty for a dense network."""
@@ -31,17 +38,17 @@ class RoutedNetwork(nn.Module):
         """Logits [B, classes] of images [B, C, H, W], and the Routings of the MoE layers. Subclasses implement it."""
         raise NotImplementedError
 
+    def routers(self) -> list[nn.Module]:
+        """The routers in the order of their Routings; empty for a dense network."""
+        routers = (self.router, *self.stage_routers, *(layer.router for layer in self.moe_layers()))
+        return [router for router in routers if router is not None]
+
     def choose(self, x: Tensor, gate: Gate) -> tuple[Gate, Tensor | None, Routings]:
         """The gate and the logits [B, N] or None that the layers get for images `x`, and the Routings of the network's router.
 
-        The router chooses once, so that all layers run the experts of its Routing, also under a random gate. A network without such
-        a router has no Routings here.
+        A network without such a router has no Routings here.
         """
-        if self.router is None:
-            return gate, None, ()
-        logits: Tensor = self.router(x)
-        chosen = gate.weights(logits, 0)
-        return FixedGate(chosen), logits, (Routing(logits, chosen.experts),)
+        return (gate, None, ()) if self.router is None else shared_choice(self.router, 0, x, gate)
 
     def check_mode(self) -> None:
         """Raises RuntimeError if a torch.func transform calls a network with MoE layers in train mode."""
@@ -61,8 +68,7 @@ class RoutedNetwork(nn.Module):
 
     def router_parameters(self) -> list[nn.Parameter]:
         """The parameters phi of the lower level: those of the routers."""
-        routers = [self.router, *(layer.router for layer in self.moe_layers())]
-        return [parameter for router in routers if router is not None for parameter in router.parameters()]
+        return [parameter for router in self.routers() for parameter in router.parameters()]
 
     def mask_parameters(self) -> list[nn.Parameter]:
         """The scores of the channel masks; empty for a network without masks."""
@@ -74,27 +80,35 @@ class RoutedNetwork(nn.Module):
         return [parameter for parameter in self.parameters() if id(parameter) not in others]
 
 
+def shared_choice(router: nn.Module, number: int, x: Tensor, gate: Gate) -> tuple[Gate, Tensor, Routings]:
+    """The gate and the logits [B, N] that the layers of router `number` get, and its Routing, from its input `x`.
+
+    It chooses once, so that all these layers run the experts of its Routing, also under a random gate.
+    """
+    logits: Tensor = router(x)
+    chosen = gate.weights(logits, number)
+    return FixedGate(chosen), logits, (Routing(logits, chosen.experts),)
+
+
 @torch.no_grad()
 def check_routings(model: Any, x: Tensor) -> None:
     """Raises UserError if attacks on the routing of a network in eval mode would miss it. `x` [1, C, H, W] is an image.
 
     `forward_routed` must run the experts that the gate gives each layer, and return a Routing of each layer in order; in a
-    `RoutedNetwork`, of every layer of `moe_layers()`. Through the hard gate it must give the logits of `forward`. The image is sent
+    `RoutedNetwork`, of all `routers()`. Through the hard gate it must give the logits of `forward`. The image is sent
     along a few routes; no two layers have equal experts in all of them.
     """
     is_ours = isinstance(model, RoutedNetwork)
-    layers, network = model.moe_layers() if is_ours else [], type(model).__name__ if is_ours else "the network"
+    routers, network = model.routers() if is_ours else [], type(model).__name__ if is_ours else "the network"
     check_accepts(f"{network}: forward_routed", model.forward_routed, "x", "gate")
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
         torch.manual_seed(0)
         logits, routings = model.forward_routed(x, HARD)
         torch.manual_seed(0)  # for a random network
         expected = model(x)
-    count = len(routings)
-    if layers:
-        count = len(layers) if model.router is None else 1
+    count = len(routers) or len(routings)
     if len(routings) != count:
-        raise UserError(f"{network}: forward_routed returns {len(routings)} routings for {count} MoE layers: one of each is needed")
+        raise UserError(f"{network}: forward_routed returns {len(routings)} routings for {count} routers: one of each is needed")
     if not routings:
         return
     experts = torch.tensor([routing.logits.shape[1] for routing in routings], device=x.device)
@@ -103,7 +117,7 @@ def check_routings(model: Any, x: Tensor) -> None:
     for number, forced in enumerate(route.T):
         if len(routings) != count or not torch.equal(routings[number].experts, forced):
             advice = (
-                "create the layers in the order in which they run, and give each of them the gate of forward_routed" if layers else
+                "create the layers in the order in which they run, and give each of them the gate of forward_routed" if routers else
                 "forward_routed must call gate.weights(logits, layer) in each layer, with the layers' numbers from 0, run the "
                 "experts that it returns, and return them in the layer's Routing"
             )  # fmt: skip

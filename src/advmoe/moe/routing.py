@@ -134,7 +134,7 @@ class ForcedGate(Gate):
 
 @dataclass(frozen=True, eq=False)
 class FixedGate(Gate):
-    """The `chosen` weights for every layer: what another gate returned for the logits of the network's router."""
+    """The `chosen` weights for every layer: what another gate returned for the logits of a router that they share."""
 
     chosen: Chosen
 

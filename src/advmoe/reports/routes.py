@@ -13,7 +13,7 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 from PIL import Image
 
 from advmoe.evaluation.record import Record
-from advmoe.evaluation.record_snapshot import GalleryImage
+from advmoe.evaluation.record_snapshot import GalleryImage, columns
 from advmoe.reports.cell import cell_of, grouped
 from advmoe.reports.panels import save, short
 from advmoe.reports.styles import attack_title, style_of
@@ -67,8 +67,10 @@ def _draw_layer(ax: Axes, record: Record, chosen: int) -> None:
     ax.set(xlim=(0, 12), ylim=(-0.4, 4.4))
     ax.axis("off")
     _box(ax, 0.1, 0.7, 1.9, f"input\n{layer.in_channels} channels")
-    of_network = record.config.section("model").get("routers") == "per_network"
-    _box(ax, 2.4, 3.1, 2.6, "router of all layers\na CNN on the image" if of_network else "router\npool, standardise, linear")
+    routers = record.config.section("model").get("routers")
+    of_network = routers == "per_network"
+    title = "router of the stage" if routers == "per_stage" else "router"
+    _box(ax, 2.4, 3.1, 2.6, "router of all layers\na CNN on the image" if of_network else f"{title}\npool, standardise, linear")
     _box(ax, 10.0, 0.7, 1.9, f"output, {' x '.join(map(str, layer.size))}\n{layer.width} channels")
     share = 1 / experts if record.config.section("model").get("bank") == "disjoint" else model.model_scale
     step = 2.5 / experts
@@ -103,7 +105,7 @@ def _draw_pathway(ax: Axes, record: Record, image: GalleryImage) -> None:
     layers, clean, adversarial = record.layers, image.clean, image.adversarial
     attack = attack_title(short(image.attack))
     names = [short(name) for name in record.classes]
-    routes = [_for_all(view.pathway, len(layers)) for view in (clean, adversarial)]
+    routes = [[view.pathway[column] for column in columns(layers, len(view.pathway))] for view in (clean, adversarial)]
     for x, (layer, expert_clean, expert_attacked) in enumerate(zip(layers, *routes, strict=True)):
         for expert in range(layer.experts):
             _window(ax, (x - 0.36, expert - 0.36), (0.72, 0.72), str(expert), expert == expert_clean)
@@ -130,11 +132,6 @@ def _draw_pathway(ax: Axes, record: Record, image: GalleryImage) -> None:
         fontsize=10,
     )
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.02), ncols=2, frameon=False, fontsize=8)
-
-
-def _for_all(route: Sequence[int], layers: int) -> Sequence[int]:
-    """The choice of every layer; that of a network's single router is repeated."""
-    return list(route) * layers if len(route) == 1 else route
 
 
 def png_pixels(png: str) -> np.ndarray[Any, Any]:

@@ -64,16 +64,16 @@ class Watch:
 
 
 def router_cosines(model: Classifier, start: Classifier) -> list[float]:
-    """The cosine between the weights of each MoE layer's router in `model` and in `start`, the network that training began with.
+    """The cosine between the weights of each router in `model` and in `start`, the network that training began with.
 
     The mean over the experts, which changes no choice, is subtracted first. 1 means that a router still divides its inputs as it
     was drawn. Empty if there is one expert only, or one router for the network, whose features change too.
     """
-    pairs = [(now.router, then.router) for now, then in zip(model.moe_layers(), start.moe_layers(), strict=True)]
+    pairs = zip(model.routers(), start.routers(), strict=True)
     return [
         cosine_similarity(_contrasts(now), _contrasts(then), dim=0).item()
         for now, then in pairs
-        if now is not None and then is not None and len(now.linear.weight) > 1
+        if isinstance(now, Router) and isinstance(then, Router) and len(now.linear.weight) > 1
     ]
 
 

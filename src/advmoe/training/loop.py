@@ -109,8 +109,8 @@ def train_epoch(run: Run, state: TrainState, phase: Phase) -> dict[str, Value]:
     row: dict[str, Value] = {
         "epoch": epoch + 1, **rates(state), **figures, "train_seconds": totals.seconds, "iterations": iterations, **run.code,
     }  # fmt: skip
-    has_routers = any(layer.router is not None for layer in state.model.moe_layers())
-    if has_routers and (cosines := router_cosines(state.model, network(config, run.splits.spec))):
+    of_features = state.model.routers() if state.model.router is None else []  # a network router computes its features itself
+    if of_features and (cosines := router_cosines(state.model, network(config, run.splits.spec))):
         row["router_cosine"] = cosines
     row |= run.digests
     return row | new_groups(config, [*run.history, row])

@@ -39,8 +39,7 @@ def calibrate_routers(model: Classifier, config: RunConfig, images: Source) -> N
     The batch norms of the backbone stay as they are. Padded and shifted crops have other means over the image than the images that
     the network is used for, so routers that track augmented images take other routes for plain ones.
     """
-    routers = [model.router] if model.router is not None else [layer.router for layer in model.moe_layers()]
-    _recompute_statistics([router for router in routers if router is not None], model, config, images)
+    _recompute_statistics(model.routers(), model, config, images)
 
 
 @torch.inference_mode()

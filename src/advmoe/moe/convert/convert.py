@@ -83,6 +83,8 @@ def convert(
     plain = (plain,) if isinstance(plain, str) else plain  # a string would be read letter by letter
     if isinstance(kind, MaskedKind):
         raise UserError("a converted network has no masks for at_sparse: write the backbone in the layers of advmoe")
+    if isinstance(kind, MoEKind) and kind.routers == "per_stage":
+        raise UserError("a converted network has no stages: routers must be per_layer or per_network")
     if example_input.ndim != 4 or len(example_input) == 0:
         raise UserError(f"example_input must be images [B, C, H, W], not {list(example_input.shape)}")
     network = prepared(model)
