@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from advmoe.config.choices import Stem
 from advmoe.data import ImageSpec
-from advmoe.moe import HARD, Channels, DenseKind, Gate, MaskedNorm, RoutedNetwork, Routing, Routings
+from advmoe.moe import HARD, Channels, DenseKind, Gate, MaskedNorm, RoutedNetwork, Routings
 from advmoe.moe.network import shared_choice
 
 
@@ -89,7 +89,8 @@ class Classifier(RoutedNetwork):
         The router of a stage, if it has one, chooses for all its blocks, from the input of the first one. Returns the output, and
         the routings of stages and blocks.
         """
-        of_stage, routings = gate, tuple[Routing, ...]()
+        routings: Routings = ()
+        of_stage = gate
         for number, block in enumerate(blocks):
             if number in self.stage_starts:
                 stage = self.stage_starts.index(number)
