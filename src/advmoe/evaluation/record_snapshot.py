@@ -102,7 +102,7 @@ class GalleryImage(RecordModel):
 
 
 def columns(layers: Sequence[Layer], route_length: int) -> list[int]:
-    """The entry of a route that each layer follows: that of its own router, of its stage's, or of the one for the network."""
+    """The position of each layer's expert in a route, which has one entry for each layer, for each stage, or for the network."""
     if route_length == 1:
         return [0] * len(layers)
     return [number if layer.stage is None else layer.stage for number, layer in enumerate(layers)]
@@ -110,10 +110,11 @@ def columns(layers: Sequence[Layer], route_length: int) -> list[int]:
 
 def _route_fits(route: list[int], layers: list[Layer]) -> bool:
     """Whether the layers have the experts of a route."""
-    followed = columns(layers, len(route))
-    if not route or set(followed) != set(range(len(route))):
-        return not route
-    return all(route[column] < layer.experts for column, layer in zip(followed, layers, strict=True))
+    if not route:
+        return True
+    positions = columns(layers, len(route))
+    experts_exist = (route[position] < layer.experts for position, layer in zip(positions, layers, strict=True))
+    return set(positions) == set(range(len(route))) and all(experts_exist)
 
 
 def _rectangular(layers: list[list[list[int]]]) -> list[list[list[int]]]:

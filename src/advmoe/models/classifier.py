@@ -70,7 +70,7 @@ class Classifier(RoutedNetwork):
         return self.classifier(self.feature_maps(h).mean(dim=(2, 3))), choice + routings
 
     def features(self, x: Tensor, gate: Gate, logits: Tensor | None) -> tuple[Tensor, Routings]:
-        """The last layer's output [B, C', H', W'] for normalised images `x`, and the routings of the routers but the network's.
+        """The last layer's output [B, C', H', W'] for normalised images `x`, and the routings of its layers or stages.
 
         `logits` [B, N] come from the network's router, or None if there is none. Pass them to every layer, with the gate.
         """
@@ -90,12 +90,12 @@ class Classifier(RoutedNetwork):
         the routings of stages and blocks.
         """
         routings: Routings = ()
-        of_stage = gate
+        stage_gate = gate
         for number, block in enumerate(blocks):
             if number in self.stage_starts:
                 stage = self.stage_starts.index(number)
-                of_stage, logits, choice = shared_choice(self.stage_routers[stage], stage, h, gate)
+                stage_gate, logits, choice = shared_choice(self.stage_routers[stage], stage, h, gate)
                 routings += choice
-            h, of_block = block(h, of_stage, logits)
+            h, of_block = block(h, stage_gate, logits)
             h, routings = after(number, h), routings + of_block
         return h, routings

@@ -59,7 +59,7 @@ class RoutedConv2d(nn.Module):
 
 
 def is_replaceable(convolution: nn.Module) -> bool:
-    """Whether a form for inference would compute the same: the norm is folded in, or there is none, and there are no hooks."""
+    """Whether a convolution can be replaced by its form for inference: it has no hooks, and no norm that is not folded in."""
     return getattr(convolution, "norm", None) is None and not (convolution._forward_hooks or convolution._forward_pre_hooks)
 
 
