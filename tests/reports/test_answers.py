@@ -1,7 +1,7 @@
 """Three answers from the Records of one setting."""
 
 import pytest
-from records import record
+from records import record, with_settings
 
 from advmoe.reports import answers as module
 from advmoe.reports.verdict import verdict
@@ -16,9 +16,10 @@ def test_without_advmoe_there_is_no_answer():
     assert answers([]) == []
 
 
-def test_robustness_and_cost_are_answered():
-    records = [record(method) for method in ("standard", "at_dense", "at_small_dense", "advmoe")]
-    robust, cost = answers(records)
+@pytest.mark.parametrize("tied_share", [0.0, 0.67])
+def test_robustness_and_cost_are_answered(tied_share):
+    methods = ("standard", "at_dense", "at_small_dense", "advmoe")
+    robust, cost = answers([with_settings(record(method), "training", tied_share=tied_share) for method in methods])
     assert robust.startswith(
         "How robust? 49.0 % of the test images stay correct under every attack that was run. AdvMoE on fashion-mnist, seed 0, 95 %"
     )

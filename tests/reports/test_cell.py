@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from records import changed, changed_record, record
 
+from advmoe.config import to_dict
 from advmoe.evaluation.record_file import checked_record
-from advmoe.recipes import PLUS
+from advmoe.recipes import PLUS, recipe
 from advmoe.reports.cell import CELL_FIELDS, INGREDIENTS, OF_VARIANTS, cell_of
 from advmoe.reports.settings import departures
 
@@ -32,12 +33,41 @@ def test_all_that_the_suffix_plus_adds_is_named_by_the_suffix(method, tied):
         ("training", {"router_target": "confusion", "router_loss": "target"}, "router loss target, router target confusion"),
         ("training", {"level_batches": "same"}, "same batches"),
         ("model", {"routers": "per_network"}, "routers per_network"),
-        ("training", {"balance": "switch", "balance_weight": 0.1}, "balance switch"),
+        ("training", {"balance": "switch", "balance_weight": 0.1}, "balance switch, balance weight 0.1"),
     ],
 )
 def test_choices_of_routers_and_experts_are_a_variant(section, fields, words):
     assert cell_of(changed_record(section, **fields)).variant == words
     assert cell_of(changed_record(section, "at_dense", **fields)).variant == ""
+
+
+@pytest.mark.parametrize(
+    ("section", "fields", "words"),
+    [
+        ("training", {"tied_share": 0.67}, "tied share 0.67"),
+        ("training", {"router_lr": 0.0, "tied_share": 0.5}, "router lr 0, tied share 0.5"),
+        ("model", {"norms": "shared"}, "norms shared"),
+    ],
+)
+def test_tuning_is_named_but_the_run_is_still_of_its_method(section, fields, words):
+    cell = cell_of(changed_record(section, **fields))
+    assert (cell.tuning, cell.label, cell.is_of_the_paper) == (words, f"advmoe, {words}", True)
+    assert cell.setting == cell_of(record()).setting
+    assert cell_of(changed_record(section, "at_dense", **fields)).tuning == ""
+    control = changed(section, "at_moe", **fields)
+    control["config"]["model"]["num_experts"] = 1
+    assert cell_of(checked_record(control, "a file")) == cell_of(record("at_moe", num_experts=1))
+
+
+@pytest.mark.parametrize("pathway", ["", "-plus"])
+def test_what_a_recipes_suffix_sets_is_not_named_twice(pathway):
+    config = to_dict(recipe(f"cifar10-resnet18-advmoe-official{pathway}"))
+    official = changed("training", "advmoe", **config["training"])
+    official["config"]["model"] |= config["model"]
+    cell = cell_of(checked_record(official, "a file"))
+    assert cell.label == "advmoe, variant of the public code" + " with -plus" * bool(pathway)
+    official["config"]["training"]["tied_share"] = 0.25
+    assert cell_of(checked_record(official, "a file")).tuning == "tied share 0.25"
 
 
 def test_a_label_says_how_a_run_departs_from_its_method():
@@ -56,12 +86,11 @@ def test_files_of_ingredients_are_named_by_their_kind():
 
 
 def test_a_run_with_any_option_beyond_the_paper_is_not_of_the_paper():
-    """Except `tied_share`, which recipes set, and the weights and shares of other options."""
+    """Except those of `OF_TUNING`, which the paper leaves open."""
     section = (ROOT / "docs/method.md").read_text().partition("\n## Beyond the paper\n")[2].partition("\n## ")[0]
     options = {flag.replace("-", "_") for flag in re.findall(r"--([a-z-]+)", section)}
-    of_others = {"awp_from", "awp_routers", "augment_from", "generated_share", "balance_weight", "router_target_weight"}
     named = {name.partition(".")[2] for name in (*OF_VARIANTS, *INGREDIENTS)}
-    assert options - named - of_others == {"tied_share", "crop_padding", "no_flip"}
+    assert options - named == {"tied_share", "crop_padding", "no_flip"}
 
 
 def test_a_cell_ignores_settings_that_its_method_does_not_use():

@@ -165,9 +165,9 @@ def test_different_batches_are_judged_against_the_same_batches(worst, expected):
     assert ours(claims, "SA").detail.count("AdvMoE") == 1  # the other claims are about the paper's method
 
 
-def test_the_same_batches_with_other_settings_of_routers_show_nothing():
+def test_the_same_batches_with_other_settings_show_nothing():
     same = [
-        with_settings(record(seed=seed, test_images=10_000, ra_worst=45.0), "training", level_batches="same", router_lr=0.01)
+        with_settings(record(seed=seed, test_images=10_000, ra_worst=45.0), "training", level_batches="same", lr=0.01)
         for seed in (0, 1)
     ]
     different = runs(advmoe=52.0)
@@ -175,7 +175,7 @@ def test_the_same_batches_with_other_settings_of_routers_show_nothing():
         run.evaluation.flags = "10"
     claim = batches(judge([*different, *same]))
     assert claim.verdict == "not shown"
-    assert "not comparable (training.router_lr: 0.01, not " in claim.detail
+    assert "not comparable (training.lr: 0.01, not " in claim.detail
     assert "Difference on the same images" not in claim.detail
 
 
@@ -229,6 +229,12 @@ def test_settings_of_routers_are_not_compared_between_methods():
         if run.method == "advmoe":
             with_settings(run, "training", tied_share=0.5, router_lr=0.02)
     assert ours(judge(all_runs), "RA-50").verdict == "supported"
+
+
+def test_of_several_baselines_the_one_with_the_same_tuning_is_compared():
+    tuned = [with_settings(run, "training", tied_share=0.5) for run in runs(at_moe=43.0, advmoe=56.0)]
+    claim = ours(judge([*runs(at_moe=51.0), *tuned]), "RA-50")
+    assert "AT (MoE) 43." in claim.detail
 
 
 def control(claims):

@@ -153,10 +153,11 @@ def test_what_was_not_run_in_our_setting_is_listed():
 
 def test_an_ablation_is_no_run_of_its_method():
     same_batches = with_settings(record(), "training", level_batches="same")
-    model = with_settings(record(), "model", routers="per_network", bank="disjoint")
+    model = with_settings(record(), "model", routers="per_network", bank="disjoint", norms="shared")
     official = with_settings(
-        model, "training", level_batches="same", router_loss="target", router_target="label_mod_n", router_consistency=6.0
-    )
+        model, "training", level_batches="same", router_loss="target", router_target="label_mod_n", router_target_weight=6.0,
+        router_consistency=6.0,
+    )  # fmt: skip
     rows = rows_of(tables([same_batches, official, record("at_moe", num_experts=1)])[2])
     texts = {method: row["RA-50"].text for (_, _, method), row in rows.items() if row["N"].text != "1"}
     assert texts["AdvMoE, same batches"] == texts["AdvMoE, variant of the public code"] == "51.00"
@@ -173,11 +174,11 @@ def test_settings_of_single_rows_are_notes_and_shared_ones_are_reported_once():
     runs = [record("at_dense"), record()]
     for run in runs:
         with_settings(run, "training", lr=0.05)
-    with_settings(runs[1], "training", tied_share=0.67)
+    with_settings(runs[1], "training", init_from="a_run")
     ours = tables(runs)[2]
     assert "training.lr 0.05 (0.1)" in ours.about
     marks = {method: row["method"].marks for (_, _, method), row in rows_of(ours).items()}
-    assert [ours.notes[mark - 1] for mark in marks["AdvMoE"]] == ["In this row also: training.tied_share 0.67 (0)."]
+    assert [ours.notes[mark - 1] for mark in marks["AdvMoE"]] == ["In this row also: training.init_from a_run (none)."]
     assert marks["AT (Dense)"] == ()
 
 

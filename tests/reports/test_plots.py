@@ -5,6 +5,7 @@ from matplotlib.text import Text
 from records import attacked, old_record, record, runs, with_settings
 from records import quick as by_quick
 
+from advmoe.reports.panels import MAX_LABELS
 from advmoe.reports.plots import FIGURES, epsilon, fig7, fig_a2, frontier, on_frontier
 from advmoe.reports.summaries import summarise
 
@@ -181,6 +182,16 @@ def test_a_legend_has_as_many_columns_as_fit(tmp_path, drawn):
     short, wide = (figure.legends[0] for figure in drawn)
     assert (short._ncols, wide._ncols) == (3, 2)
     assert wide.get_window_extent().width <= drawn[1].bbox.width
+
+
+def test_lines_that_look_the_same_share_a_label_if_there_are_many(tmp_path, drawn):
+    betas = [with_settings(record(), "training", beta=float(beta)) for beta in range(7, 7 + MAX_LABELS)]
+    same_batches = with_settings(record(), "training", level_batches="same")
+    for networks in (betas, [*betas, record(), record("at_dense"), same_batches]):
+        frontier(networks, tmp_path / "frontier.png")
+    few, many = ({text.get_text().replace("\n", " ") for text in figure.legends[0].get_texts()} for figure in drawn)
+    assert few == {f"AdvMoE, beta {beta}, N 2" for beta in range(7, 7 + MAX_LABELS)}
+    assert many == {"AdvMoE, other options, N 2", "AdvMoE, N 2", "AT (Dense)", "AdvMoE, same batches, N 2"}
 
 
 def test_frontier_separates_networks_that_cannot_be_compared(tmp_path, drawn):

@@ -9,13 +9,13 @@ from advmoe.reports.markup import Statement
 
 
 def answers(records: Sequence[Record]) -> list[Statement]:
-    """One answer for each question that the Records can answer. At most one Record for each label of a `Cell`; without AdvMoE the
-    list is empty."""
-    by_label = {cell_of(record).label: record for record in records}
-    routed = by_label.get("advmoe")
+    """One answer for each question that the Records can answer. At most one Record of each method, beside that of the control with
+    one expert; without AdvMoE the list is empty."""
+    by_method = {record.method: record for record in records if not cell_of(record).has_one_expert}
+    routed = by_method.get("advmoe")
     if routed is None:
         return []
-    return [_how_robust(routed, by_label.get("standard")), _at_what_cost(routed, by_label), *choice_answers(records)]
+    return [_how_robust(routed, by_method.get("standard")), _at_what_cost(routed, by_method), *choice_answers(records)]
 
 
 def _how_robust(routed: Record, plain: Record | None) -> Statement:
@@ -29,9 +29,9 @@ def _how_robust(routed: Record, plain: Record | None) -> Statement:
     )
 
 
-def _at_what_cost(routed: Record, by_label: Mapping[str, Record]) -> Statement:
+def _at_what_cost(routed: Record, by_method: Mapping[str, Record]) -> Statement:
     names = {"at_dense": "the dense network", "at_small_dense": "the small dense network of about the same cost"}
-    others = [f"{name} {by_label[label].worst:.1f} %" for label, name in names.items() if label in by_label]
+    others = [f"{name} {by_method[method].worst:.1f} %" for method, name in names.items() if method in by_method]
     share = 100 * routed.gmacs / routed.gmacs_dense
     return Statement(
         f"At what cost? {routed.gmacs:.4f} GMACs for an image, {share:.0f} % of the dense network's.",

@@ -15,25 +15,26 @@ Key = TypeVar("Key")
 Runs = TypeVar("Runs")  # a Record, or a Summary of several
 SAME_BATCHES, OFFICIAL, WITH_PLUS = "same batches", "variant of the public code", "with -plus"
 OF_OFFICIAL = {  # what distinguishes the recipes with the suffix -official
-    "model.routers": "per_network", "model.bank": "disjoint", "training.level_batches": "same", "training.router_loss": "target",
-    "training.router_target": "label_mod_n", "training.router_consistency": 6.0,
+    "model.routers": "per_network", "model.bank": "disjoint", "model.norms": "shared", "training.level_batches": "same",
+    "training.router_loss": "target", "training.router_target": "label_mod_n", "training.router_target_weight": 6.0,
+    "training.router_consistency": 6.0,
 }  # fmt: skip
 OF_VARIANTS = (  # choices of routers and experts with which a network is listed separately
     "model.routers", "model.bank",
     *(f"training.{name}" for name in (
-        "level_batches", "weight_attack_gate", "awp_routers", "router_loss", "router_target", "router_consistency", "router_margin",
-        "router_every", "router_schedule", "router_statistics", "runner_up_consistency", "router_gate", "router_attack_gate",
-        "router_steps", "weight_steps", "level_order", "router_warmup", "balance", "tied_statistics",
+        "level_batches", "weight_attack_gate", "awp_routers", "router_loss", "router_target", "router_target_weight",
+        "router_consistency", "router_margin", "router_every", "router_schedule", "router_statistics", "runner_up_consistency",
+        "router_gate", "router_attack_gate", "router_steps", "weight_steps", "level_order", "router_warmup", "balance",
+        "balance_weight", "tied_statistics",
     )),
 )  # fmt: skip
-OF_ROUTERS = (
-    *OF_VARIANTS, "model.num_experts", "model.norms",
-    *(f"training.{name}" for name in ("router_lr", "router_target_weight", "tied_share", "balance_weight")),
-)  # fmt: skip
+OF_TUNING = ("model.norms", "training.router_lr", "training.tied_share")  # the same, but the runs are still of their method
+OF_ROUTERS = (*OF_VARIANTS, *OF_TUNING, "model.num_experts")
 OF_METHODS = (*OF_ROUTERS, "model.model_scale", "training.init_from")
 INGREDIENTS = (  # the same for networks without routers too
-    "model.activation", "data.augment", "data.generated", "attack.epsilon_ramp", "attack.steps_ramp",
-    *(f"training.{name}" for name in ("loss", "beta", "ema", "label_smoothing", "soft_labels", "awp", "teacher")),
+    "model.activation", "data.augment", "data.augment_from", "data.generated", "data.generated_share", "attack.epsilon_ramp",
+    "attack.steps_ramp",
+    *(f"training.{name}" for name in ("loss", "beta", "ema", "label_smoothing", "soft_labels", "awp", "awp_from", "teacher")),
 )  # fmt: skip
 OF_FILES = {"data.generated": "generated images", "training.teacher": "teacher"}  # whose value, a path, is not part of the name
 
@@ -61,6 +62,8 @@ class Cell:
     in which of `OF_VARIANTS` the routers and experts differ from the default: `SAME_BATCHES` if AdvMoE's two levels were trained on
     the same batches, `OFFICIAL` for the recipes with the suffix -official, 'router target confusion'. `ingredients` does the same
     for `INGREDIENTS`: `WITH_PLUS` for all that the suffix -plus adds, 'ema 0.999'. Both are empty for the methods of the paper.
+    `tuning` names those of `OF_TUNING` that differ from the default and are not set by -official or -plus: 'tied share 0.67'. It is
+    empty without a choice between experts.
     """
 
     dataset: str
@@ -77,6 +80,7 @@ class Cell:
     test_images: int
     variant: str = ""
     ingredients: str = ""
+    tuning: str = ""
 
     @property
     def has_one_expert(self) -> bool:
@@ -85,7 +89,8 @@ class Cell:
 
     @property
     def is_of_the_paper(self) -> bool:
-        """Whether the runs are of their method as published: with a choice between experts, and without other options."""
+        """Whether the runs are of their method as published: with a choice between experts, and with no other options than those
+        of `tuning`."""
         return not (self.has_one_expert or self.variant or self.ingredients)
 
     @property
@@ -107,17 +112,17 @@ class Cell:
     @property
     def options(self) -> str:
         """', same batches, ema 0.995', or empty."""
-        return options_text(self.variant, self.ingredients)
+        return options_text(self.tuning, self.variant, self.ingredients)
 
     @property
     def setting(self) -> "Cell":
         """The fields that cells must share to be compared: all but method, model scale, number of experts and options."""
-        return replace(self, method="", model_scale=1.0, num_experts=0, variant="", ingredients="")
+        return replace(self, method="", model_scale=1.0, num_experts=0, variant="", ingredients="", tuning="")
 
 
-def options_text(variant: str, ingredients: str) -> str:
-    """', same batches, ema 0.995', ' with -plus', or empty."""
-    return "".join(f"{'' if part.startswith(WITH_PLUS) else ','} {part}" for part in (variant, ingredients) if part)
+def options_text(*parts: str) -> str:
+    """', tied share 0.5, same batches, ema 0.995', ' with -plus', or empty."""
+    return "".join(f"{'' if part.startswith(WITH_PLUS) else ','} {part}" for part in parts if part)
 
 
 def grouped(runs: Iterable[Runs], key: Callable[[Runs], Key]) -> dict[Key, list[Runs]]:
@@ -142,15 +147,24 @@ def cell_of(record: Record) -> Cell:
         epsilon=record.epsilon, norm=record.norm, epochs=config.training.epochs,
         train_images=record.train_images, test_images=record.test_images,
         variant=_variant(record) if is_routed(method) else "", ingredients=_ingredients(record),
+        tuning=_tuning(record) if is_routed(method) and config.model.num_experts > 1 else "",
     )  # fmt: skip
 
 
 def _variant(record: Record) -> str:
-    options = _options(record, OF_VARIANTS)
-    if options.items() >= OF_OFFICIAL.items():
-        others = {name: value for name, value in options.items() if name not in OF_OFFICIAL}
-        return ", ".join([OFFICIAL, *_in_words(others)])
-    return ", ".join(_in_words(options))
+    official = _official_settings(record)
+    others = {name: value for name, value in _options(record, OF_VARIANTS).items() if name not in official}
+    return ", ".join([*([OFFICIAL] if official else []), *_in_words(others)])
+
+
+def _tuning(record: Record) -> str:
+    recipe = _official_settings(record) | plus_settings(record)
+    return ", ".join(_in_words({name: value for name, value in _options(record, OF_TUNING).items() if name not in recipe}))
+
+
+def _official_settings(record: Record) -> JsonObject:
+    """The settings of the suffix -official, if the run has all of them; else empty."""
+    return OF_OFFICIAL if _options(record, OF_OFFICIAL) == OF_OFFICIAL else {}
 
 
 def _ingredients(record: Record) -> str:

@@ -1,6 +1,6 @@
 """Whether choosing an expert helps: routed networks against their controls with one expert, on the same images."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from advmoe.evaluation.record import Record
@@ -14,6 +14,7 @@ from advmoe.reports.styles import network_title, setting_text
 from advmoe.reports.summaries import summarise
 from advmoe.wording import number_of
 
+LISTED = 6  # networks in a sentence
 QUESTION = "Does choosing an expert help?"
 
 
@@ -34,17 +35,30 @@ def _answer(records: Sequence[Record]) -> Statement | None:
     if not differences:
         return None
     (claim,) = CHOICE.judge(summarise(records), records)
-    parts = [f"{network_title(cell)}: {against}" for cell, against in differences.items()]
     figures = " or ".join(dict.fromkeys(against.figure for against in differences.values()))
-    if " or " in figures:
-        parts = [f"{part} of {against.figure}" for part, against in zip(parts, differences.values(), strict=True)]
+    texts = {
+        cell: f"{network_title(cell)}: {against}" + (f" of {against.figure}" if " or " in figures else "")
+        for cell, against in differences.items()
+    }
+    listed = "; ".join(texts.values()) if len(texts) <= LISTED else _extremes(texts, differences)
     unsure = "By the intervals over seeds and images, no network is clearly below its control, and not all are clearly above it."
     if all(against.seeds == 1 for against in differences.values()):
         unsure = "With one seed nothing follows for other seeds."
     return Statement(
         f"{claim.verdict.capitalize()}.",
         f"{figures} minus that of {CONTROL}, on the same images, with the 95 % interval over the images, not over "
-        f"seeds: {'; '.join(parts)}." + f" {unsure}" * (claim.verdict == "not shown"),
+        f"seeds: {listed}." + f" {unsure}" * (claim.verdict == "not shown"),
+    )
+
+
+def _extremes(texts: Mapping[Cell, str], differences: Mapping[Cell, "Against"]) -> str:
+    """How many of the differences are clearly above and below 0, and the texts of the highest and the lowest."""
+    intervals = [against.difference for against in differences.values()]
+    above, below = sum(each.low > 0 for each in intervals), sum(each.high < 0 for each in intervals)
+    by_value = sorted(differences, key=lambda cell: differences[cell].difference.value)
+    return (
+        f"of {len(intervals)} networks {above} are above their control and {below} below it (the interval excludes 0). The highest "
+        f"difference is that of {texts[by_value[-1]]}. The lowest is that of {texts[by_value[0]]}"
     )
 
 

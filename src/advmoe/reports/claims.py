@@ -127,7 +127,9 @@ def _with_one_expert(cell: Cell) -> list[Cell]:
         return []
     variants = dict.fromkeys((cell.variant, ""))
     return [
-        replace(cell, method=method, num_experts=1, variant=variant) for variant in variants for method in (cell.method, "at_moe")
+        replace(cell, method=method, num_experts=1, variant=variant, tuning="")
+        for variant in variants
+        for method in (cell.method, "at_moe")
     ]
 
 
@@ -191,17 +193,18 @@ def _judgement(outcomes: Sequence[Outcome | None]) -> Judgement:
 
 def _baseline(summary: Summary, method: str, name: str, group: Sequence[Summary]) -> Summary | None:
     """The run of `method` to compare with: of the same setting and, if the method has them, of the same scale and number of
-    experts."""
-    setting = summary.cell.setting
-    return next(
+    experts, and preferably of the same tuning."""
+    cell = summary.cell
+    return min(
         (
             other for other in group
-            if other.cell.method == method and other.cell.setting == setting and name in other.figures
-            and (is_full_scale(method) or other.cell.model_scale == summary.cell.model_scale)
-            and (not is_routed(method) or other.cell.num_experts == summary.cell.num_experts)
+            if other.cell.method == method and other.cell.setting == cell.setting and name in other.figures
+            and (is_full_scale(method) or other.cell.model_scale == cell.model_scale)
+            and (not is_routed(method) or other.cell.num_experts == cell.num_experts)
             and not other.cell.variant and not other.cell.ingredients
         ),
-        None,
+        key=lambda other: other.cell.tuning != cell.tuning,
+        default=None,
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Shared parts of the figures: the Records of each panel, curves of means over seeds, legends, files."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from textwrap import fill
@@ -13,13 +13,14 @@ from matplotlib.text import Text
 
 from advmoe.evaluation.record import Record
 from advmoe.files import drafted
-from advmoe.reports.cell import Cell, Runs, cell_of, grouped, is_full_scale, is_routed
-from advmoe.reports.styles import Line, in_words, style_of
+from advmoe.reports.cell import Cell, Runs, cell_of, grouped, is_full_scale, is_routed, options_text
+from advmoe.reports.styles import VARIANTS, Line, in_words, method_style, style_of
 from advmoe.reports.summaries import figure
 
 DPI = 150
 MAX_NAME = 28  # characters of a name in a figure
 LEGEND_WIDTH = 30  # characters
+MAX_LABELS = 16  # in a legend, if more lines look the same
 
 
 def by_line(runs: Iterable[Runs], cell: Callable[[Runs], Cell]) -> dict[Line, list[Runs]]:
@@ -27,7 +28,7 @@ def by_line(runs: Iterable[Runs], cell: Callable[[Runs], Cell]) -> dict[Line, li
 
     def line(one: Runs) -> Line:
         it = cell(one)
-        return Line(it.method, it.num_experts if is_routed(it.method) else 0, it.variant, it.ingredients)
+        return Line(it.method, it.num_experts if is_routed(it.method) else 0, it.variant, it.ingredients, it.tuning)
 
     return grouped(runs, line)
 
@@ -52,10 +53,20 @@ def titled(setting: Cell, counts: Iterable[int], detail: str = "") -> str:
     return f"{in_words(named)}\n{detail}{seeds} seed{'s' if counts[-1] > 1 else ''}"
 
 
-def label_of(line: Line) -> str:
-    """Legend: the title of the style, and N of a network with experts, in lines of LEGEND_WIDTH."""
-    title = style_of(line).title + (f", N {line.num_experts}" if line.num_experts else "")
-    return fill(title, LEGEND_WIDTH)
+def labels_of(lines: Collection[Line]) -> dict[Line, str]:
+    """What the legend calls each line: the title of the style, and N of a network with experts, in lines of LEGEND_WIDTH. If there
+    are more than MAX_LABELS, lines that look the same share a label."""
+    styles = {line: style_of(line) for line in lines}
+    alike = grouped(lines, lambda line: replace(styles[line], title="") if len(lines) > MAX_LABELS else line)
+    labels: dict[Line, str] = {}
+    for group in alike.values():
+        first = group[0]
+        variant = first.variant if first.variant in VARIANTS else ""
+        shared = f"{method_style(first.method).title}{options_text(variant)}, other options"
+        title = styles[first].title if len(group) == 1 else shared
+        experts = f", N {first.num_experts}" if first.num_experts else ""
+        labels |= dict.fromkeys(group, fill(title + experts, LEGEND_WIDTH))
+    return labels
 
 
 def draw_curve(ax: Axes, line: Line, xs: Sequence[float], curves: Sequence[Sequence[float]], label: str) -> None:

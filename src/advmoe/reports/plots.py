@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from advmoe.evaluation.record import Record
 from advmoe.reports.cell import Cell, cell_of, grouped, is_full_scale
 from advmoe.reports.measures import SUMMARY
-from advmoe.reports.panels import by_line, by_panel, draw_curve, label_of, legend_below, save, short, titled
+from advmoe.reports.panels import by_line, by_panel, draw_curve, labels_of, legend_below, save, short, titled
 from advmoe.reports.routes import fig_a1, load_heat_map
 from advmoe.reports.styles import attack_title, radius, style_of
 from advmoe.reports.summaries import Summary, attacks_in_words, comparable_groups, differing_settings, interval, outcome, summarise
@@ -73,7 +73,9 @@ def _has_scales(summaries: Iterable[Summary]) -> bool:
 
 def _against_scale(ax: Axes, panel: Panel, summaries: Sequence[Summary]) -> None:
     drawn = [one for one in summaries if panel.name in one.figures and one.attacks.get(panel.name) == panel.attacks]
-    for line, members in by_line(drawn, CELL).items():
+    lines = by_line(drawn, CELL)
+    labels = labels_of(lines)
+    for line, members in lines.items():
         members.sort(key=lambda summary: summary.cell.model_scale)
         figures = [summary.figures[panel.name] for summary in members]
         style = style_of(line)
@@ -82,7 +84,7 @@ def _against_scale(ax: Axes, panel: Panel, summaries: Sequence[Summary]) -> None
         ax.errorbar(
             [summary.cell.model_scale for summary in members], [figure.mean for figure in figures],
             yerr=[figure.std or 0.0 for figure in figures], color=style.colour, linestyle=style.dash, **style.marks(5),
-            capsize=2, label=label_of(line),
+            capsize=2, label=labels[line],
         )  # fmt: skip
     ax.set_xlabel("model scale r")
     ax.set_xticks(sorted({summary.cell.model_scale for summary in summaries}))
@@ -119,12 +121,12 @@ def fig_a2(records: list[Record], path: Path) -> bool:
 
 
 def _trajectories(ax: Axes, records: Iterable[Record], name: str) -> None:
-    for line, members in by_line(records, cell_of).items():
+    lines = by_line(records, cell_of)
+    labels = labels_of(lines)
+    for line, members in lines.items():
         epochs = min(len(record.history) for record in members)  # a run that was cut short shortens its method's mean
         rows = [record.history[:epochs] for record in members]
-        label = label_of(line)
-        if any(row.phase > 1 for row in rows[0]):
-            label += ", masks, then weights"
+        label = labels[line] + (", masks, then weights" if any(row.phase > 1 for row in rows[0]) else "")
         draw_curve(ax, line, [row.epoch for row in rows[0]], [[getattr(row, name) for row in run] for run in rows], label)
     ax.grid(alpha=0.3)
 
@@ -146,10 +148,12 @@ def epsilon(records: list[Record], path: Path) -> bool:
 def _against_epsilon(ax: Axes, records: Sequence[Record]) -> None:
     first = records[0]
     assert first.epsilon_curve is not None
-    for line, members in by_line(records, cell_of).items():
+    lines = by_line(records, cell_of)
+    labels = labels_of(lines)
+    for line, members in lines.items():
         curves = [record.epsilon_curve for record in members if record.epsilon_curve]
         multiples = [value / first.epsilon for value in curves[0].epsilons]
-        draw_curve(ax, line, multiples, [curve.ra for curve in curves], label_of(line))
+        draw_curve(ax, line, multiples, [curve.ra for curve in curves], labels[line])
     ax.axvline(1, color="#767676", linewidth=0.8)
     attack = attack_title(first.epsilon_curve.attack)
     ax.set(xlabel=f"radius of the attack, times {radius(first.epsilon)}", ylabel=f"accuracy under {attack}, %", ylim=(0, 100))
@@ -201,13 +205,15 @@ def _against_cost(ax: Axes, name: str, summaries: Sequence[Summary]) -> None:
     by_cost, drawn_at, last = sorted(summaries, key=_gmacs), dict[Cell, float](), 0.0
     for summary in by_cost:
         drawn_at[summary.cell] = last = max(_gmacs(summary), ASIDE * last)
-    for line, members in by_line(summaries, CELL).items():
+    lines = by_line(summaries, CELL)
+    labels = labels_of(lines)
+    for line, members in lines.items():
         style = style_of(line)
         for summary in members:
             mean, (low, high) = summary.figures[name].mean, interval(summary, name)
             ax.errorbar(
                 drawn_at[summary.cell], mean, yerr=[[mean - low], [high - mean]], color=style.colour, linestyle="",
-                **style.marks(7), capsize=2, label=label_of(line),
+                **style.marks(7), capsize=2, label=labels[line],
             )  # fmt: skip
     texts = grouped(by_cost, lambda one: f"{short(one.cell.backbone)}, " * several + f"r {one.cell.model_scale:g}")
     for text, members in texts.items():

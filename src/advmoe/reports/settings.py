@@ -10,10 +10,10 @@ from advmoe.reports.cell import (
     INGREDIENTS,
     OF_METHODS,
     OF_ROUTERS,
+    OF_TUNING,
     OF_VARIANTS,
     is_full_scale,
     is_routed,
-    plus_settings,
     short_value,
 )
 from advmoe.reports.measures import ATTACK_DEFAULTS, PRESENT, attack_settings, evaluated
@@ -59,7 +59,7 @@ def departures(record: Record) -> tuple[str, ...]:
     """'training.lr 0.05 (0.1)': settings that are no field of the cell and differ from the default, which is given in brackets."""
     defaults = DEFAULTS | ATTACK_DEFAULTS | {"evaluated": PRESENT, "epochs trained": "all"}
     as_trained = ("attack.epsilon",) if record.config.attack.epsilon == record.epsilon else ()
-    in_cell = (*IN_CELL, *OF_VARIANTS, *INGREDIENTS, *plus_settings(record))
+    in_cell = (*IN_CELL, *OF_VARIANTS, *OF_TUNING, *INGREDIENTS)
     others = {name: value for name, value in settings(record).items() if name not in (*in_cell, *as_trained)}
     return tuple(
         f"{name} {short_value(value)} ({short_value(defaults.get(name))})"
