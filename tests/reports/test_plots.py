@@ -175,6 +175,15 @@ def test_networks_of_about_equal_cost_are_side_by_side_and_their_scale_is_writte
     assert [text.xy[0] for text in ax.texts] == pytest.approx([0.0106, 0.02])
 
 
+def test_many_networks_of_equal_cost_are_drawn_near_their_cost(tmp_path, drawn):
+    networks = [with_settings(record(), "training", beta=float(beta)) for beta in range(7, 67)]
+    frontier([*networks, record("at_dense", gmacs=0.04)], tmp_path / "frontier.png")
+    *near, dense = sorted(line.get_xdata()[0] for _, line in drawn_by_label(drawn[0].axes[0]))
+    assert dense == 0.04
+    assert len(set(near)) == len(networks)
+    assert 0.01 <= near[0] < near[-1] <= 0.018
+
+
 def test_a_legend_has_as_many_columns_as_fit(tmp_path, drawn):
     long = [with_settings(record(method), "training", ema=0.995, label_smoothing=0.1) for method in METHODS]
     for networks in (map(record, METHODS), long):

@@ -57,8 +57,8 @@ def _extremes(texts: Mapping[Cell, str], differences: Mapping[Cell, "Against"]) 
     above, below = sum(each.low > 0 for each in intervals), sum(each.high < 0 for each in intervals)
     by_value = sorted(differences, key=lambda cell: differences[cell].difference.value)
     return (
-        f"of {len(intervals)} networks {above} are above their control and {below} below it (the interval excludes 0). The highest "
-        f"difference is that of {texts[by_value[-1]]}. The lowest is that of {texts[by_value[0]]}"
+        f"of {len(intervals)} networks {above or 'none'} are above their control and {below or 'none'} below it (the interval "
+        f"excludes 0). The highest difference is that of {texts[by_value[-1]]}. The lowest is that of {texts[by_value[0]]}"
     )
 
 

@@ -24,6 +24,7 @@ DRAWN = {measure.name: measure for measure in SUMMARY if measure.robust}
 CELL: Callable[[Summary], Cell] = attrgetter("cell")
 OF_NETWORK = ("model.backbone", "model.width")  # settings in which the networks of a frontier may differ
 ASIDE = 1.06  # networks of about equal cost are drawn side by side, apart by this factor
+SPREAD = 1.7  # or by less, so that all of them lie within about this factor of their cost
 TOGETHER = 1.3  # networks of one model scale that are drawn nearer than this factor have one label
 
 
@@ -203,8 +204,10 @@ def _frontier_key(measured: tuple[Summary, str]) -> tuple[Cell, Panel, str]:
 def _against_cost(ax: Axes, name: str, summaries: Sequence[Summary]) -> None:
     several = len({summary.cell.backbone for summary in summaries}) > 1
     by_cost, drawn_at, last = sorted(summaries, key=_gmacs), dict[Cell, float](), 0.0
-    for summary in by_cost:
-        drawn_at[summary.cell] = last = max(_gmacs(summary), ASIDE * last)
+    for equal in _near(by_cost, _gmacs, ASIDE):
+        aside = min(ASIDE, SPREAD ** (1 / len(equal)))
+        for summary in equal:
+            drawn_at[summary.cell] = last = max(_gmacs(summary), aside * last)
     lines = by_line(summaries, CELL)
     labels = labels_of(lines)
     for line, members in lines.items():
@@ -217,7 +220,7 @@ def _against_cost(ax: Axes, name: str, summaries: Sequence[Summary]) -> None:
             )  # fmt: skip
     texts = grouped(by_cost, lambda one: f"{short(one.cell.backbone)}, " * several + f"r {one.cell.model_scale:g}")
     for text, members in texts.items():
-        for near in _near(members, drawn_at):
+        for near in _near(members, lambda one: drawn_at[one.cell], TOGETHER):
             x, top = drawn_at[near[len(near) // 2].cell], max(interval(summary, name)[1] for summary in near)
             ax.annotate(text, (x, top), (0, 3), textcoords="offset points", fontsize=7, ha="center")
     best = on_frontier(summaries, name)
@@ -234,11 +237,11 @@ def _against_cost(ax: Axes, name: str, summaries: Sequence[Summary]) -> None:
     ax.grid(alpha=0.3)
 
 
-def _near(summaries: Sequence[Summary], drawn_at: Mapping[Cell, float]) -> list[list[Summary]]:
-    """Groups of the summaries, which are ordered by position. A position over TOGETHER times the last one starts a new group."""
+def _near(summaries: Sequence[Summary], position: Callable[[Summary], float], factor: float) -> list[list[Summary]]:
+    """Groups of the summaries, which are ordered by `position`. A position over `factor` times the last one starts a new group."""
     parts: list[list[Summary]] = []
     for summary in summaries:
-        if not parts or drawn_at[summary.cell] > TOGETHER * drawn_at[parts[-1][-1].cell]:
+        if not parts or position(summary) > factor * position(parts[-1][-1]):
             parts.append([])
         parts[-1].append(summary)
     return parts
