@@ -36,13 +36,13 @@ def check_member(path: Path, member: tarfile.TarInfo) -> None:
 
 
 @contextmanager
-def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
-    """A zip archive. Raises UserError if its directory of files is damaged."""
+def open_zip(path: Path, kind: str = "zip archive") -> Iterator[zipfile.ZipFile]:
+    """A zip archive. Raises UserError, which calls it a `kind`, if its directory of files is damaged."""
     with path.open("rb") as file:
         try:
             archive = zipfile.ZipFile(file)
         except Exception as error:  # a damaged archive can raise nearly any exception
-            raise UserError(f"{path}: damaged or incomplete zip archive ({reason_of(error)})") from None
+            raise UserError(f"{path}: damaged or incomplete {kind} ({reason_of(error)})") from None
         yield archive
 
 

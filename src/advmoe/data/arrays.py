@@ -46,7 +46,7 @@ def read_npy(path: Path) -> np.ndarray:
 @contextmanager
 def open_npz(path: Path) -> Iterator["ArrayArchive"]:
     """The arrays of an .npz file by name, each read when it is asked for. Raises UserError if the file is not a zip archive."""
-    with open_zip(path) as archive:
+    with open_zip(path, ".npz file") as archive:
         yield ArrayArchive(path, archive)
 
 
