@@ -9,8 +9,8 @@ from records import changed, changed_record, record
 from advmoe.config import to_dict
 from advmoe.evaluation.record_file import checked_record
 from advmoe.recipes import PLUS, recipe
-from advmoe.reports.cell import CELL_FIELDS, INGREDIENTS, OF_VARIANTS, cell_of
-from advmoe.reports.settings import departures
+from advmoe.reports.cell import CELL_FIELDS, INGREDIENTS, OF_CHOICE, OF_VARIANTS, cell_of
+from advmoe.reports.settings import departures, settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,7 +24,7 @@ def test_all_that_the_suffix_plus_adds_is_named_by_the_suffix(method, tied):
     cell = cell_of(checked_record(plus, "a file"))
     assert cell.ingredients == "with -plus, label smoothing 0.1"
     assert not any("tied_share" in text for text in departures(checked_record(plus, "a file")))
-    assert cell_of(without_ties).ingredients == ("activation silu, ema 0.995" if tied else "with -plus")
+    assert cell_of(without_ties).label == f"{method} with -plus" + ", tied share 0" * tied
 
 
 @pytest.mark.parametrize(
@@ -49,25 +49,32 @@ def test_choices_of_routers_and_experts_are_a_variant(section, fields, words):
         ("model", {"norms": "shared"}, "norms shared"),
     ],
 )
-def test_tuning_is_named_but_the_run_is_still_of_its_method(section, fields, words):
+def test_options_without_effect_on_one_expert_are_named_with_several(section, fields, words):
     cell = cell_of(changed_record(section, **fields))
-    assert (cell.tuning, cell.label, cell.is_of_the_paper) == (words, f"advmoe, {words}", True)
+    assert (cell.choice, cell.label, cell.is_of_the_paper) == (words, f"advmoe, {words}", False)
     assert cell.setting == cell_of(record()).setting
-    assert cell_of(changed_record(section, "at_dense", **fields)).tuning == ""
+    assert cell_of(changed_record(section, "at_dense", **fields)).choice == ""
     control = changed(section, "at_moe", **fields)
     control["config"]["model"]["num_experts"] = 1
-    assert cell_of(checked_record(control, "a file")) == cell_of(record("at_moe", num_experts=1))
+    plain, other = record("at_moe", num_experts=1), checked_record(control, "a file")
+    assert (cell_of(other), settings(other)) == (cell_of(plain), settings(plain))
 
 
-@pytest.mark.parametrize("pathway", ["", "-plus"])
-def test_what_a_recipes_suffix_sets_is_not_named_twice(pathway):
-    config = to_dict(recipe(f"cifar10-resnet18-advmoe-official{pathway}"))
+@pytest.mark.parametrize(
+    ("suffixes", "words"),
+    [
+        ("-official", ", variant of the public code"),
+        ("-pgd_at-official", ", variant of the public code, loss pgd_at"),
+        ("-official-plus", ", variant of the public code with -plus"),
+    ],
+)
+def test_what_a_suffix_sets_is_not_named_again(suffixes, words):
+    config = to_dict(recipe(f"cifar10-resnet18-advmoe{suffixes}"))
     official = changed("training", "advmoe", **config["training"])
     official["config"]["model"] |= config["model"]
-    cell = cell_of(checked_record(official, "a file"))
-    assert cell.label == "advmoe, variant of the public code" + " with -plus" * bool(pathway)
+    assert cell_of(checked_record(official, "a file")).label == f"advmoe{words}"
     official["config"]["training"]["tied_share"] = 0.25
-    assert cell_of(checked_record(official, "a file")).tuning == "tied share 0.25"
+    assert cell_of(checked_record(official, "a file")).choice == "tied share 0.25"
 
 
 def test_a_label_says_how_a_run_departs_from_its_method():
@@ -86,11 +93,10 @@ def test_files_of_ingredients_are_named_by_their_kind():
 
 
 def test_a_run_with_any_option_beyond_the_paper_is_not_of_the_paper():
-    """Except those of `OF_TUNING`, which the paper leaves open."""
     section = (ROOT / "docs/method.md").read_text().partition("\n## Beyond the paper\n")[2].partition("\n## ")[0]
     options = {flag.replace("-", "_") for flag in re.findall(r"--([a-z-]+)", section)}
-    named = {name.partition(".")[2] for name in (*OF_VARIANTS, *INGREDIENTS)}
-    assert options - named == {"tied_share", "crop_padding", "no_flip"}
+    named = {name.partition(".")[2] for name in (*OF_VARIANTS, *OF_CHOICE, *INGREDIENTS)}
+    assert options - named == {"crop_padding", "no_flip"}
 
 
 def test_a_cell_ignores_settings_that_its_method_does_not_use():

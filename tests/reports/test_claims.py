@@ -223,18 +223,31 @@ def test_runs_of_other_settings_are_no_baselines(section, change, difference):
     assert difference.split(":")[0] in second
 
 
-def test_settings_of_routers_are_not_compared_between_methods():
+def test_settings_of_routers_are_not_compared_with_networks_without_routers():
     all_runs = runs(at_dense=50.0, at_small_dense=46.0, at_sparse=45.0, at_moe=43.0, advmoe=56.0)
     for run in all_runs:
-        if run.method == "advmoe":
+        if run.method in ("at_dense", "at_small_dense", "at_sparse"):
             with_settings(run, "training", tied_share=0.5, router_lr=0.02)
     assert ours(judge(all_runs), "RA-50").verdict == "supported"
 
 
-def test_of_several_baselines_the_one_with_the_same_tuning_is_compared():
-    tuned = [with_settings(run, "training", tied_share=0.5) for run in runs(at_moe=43.0, advmoe=56.0)]
-    claim = ours(judge([*runs(at_moe=51.0), *tuned]), "RA-50")
-    assert "AT (MoE) 43." in claim.detail
+@pytest.mark.parametrize("method", ["advmoe", "at_moe"])
+def test_a_claim_counts_runs_with_the_published_settings_only(method):
+    all_runs = runs(at_dense=50.0, at_small_dense=46.0, at_sparse=45.0, at_moe=43.0, advmoe=56.0)
+    others = [with_settings(run, "training", router_lr=0.0) for run in runs(**{method: 10.0 if method == "advmoe" else 90.0})]
+    assert judge([*others, *all_runs])[1:] == judge(all_runs)[1:]  # the first is about any two networks of a pair
+
+
+def test_the_same_batches_are_compared_at_the_same_tied_share():
+    different, same = runs(advmoe=52.0), runs(advmoe=45.0)
+    for run in (*different, *same):
+        with_settings(run, "training", tied_share=0.5)
+    for run in same:
+        with_settings(run, "training", level_batches="same")
+    assert "AdvMoE, tied share 0.5, r 0.5, N 2: RA-worst" in batches(judge([*different, *same])).detail
+    for run in same:
+        with_settings(run, "training", tied_share=0.25)
+    assert batches(judge([*different, *same])).detail.startswith("No counterpart was run")
 
 
 def control(claims):

@@ -137,17 +137,17 @@ def test_seeds_of_different_settings_are_never_averaged(tmp_path, caplog):
 
 
 def test_networks_with_options_beyond_the_paper_are_networks_of_their_own(tmp_path, caplog):
-    plus = [changed("training", seed=seed, ema=0.995) for seed in (0, 1)]
-    for one in plus:
+    others = [changed("training", seed=seed, ema=0.99) for seed in (0, 1)]
+    for one in others:
         one["config"]["model"]["activation"] = "silu"
-    write(tmp_path / "all.json", [content("advmoe", 0), content("advmoe", 1), *plus])
+    write(tmp_path / "all.json", [content("advmoe", 0), content("advmoe", 1), *others])
     records = collect(tmp_path)
     assert caplog.messages == []
-    assert [cell_of(record).ingredients for record in records] == ["", "", *["activation silu, ema 0.995"] * 2]
+    assert [cell_of(record).ingredients for record in records] == ["", "", *["activation silu, ema 0.99"] * 2]
     plain, other = cell_of(records[0]), cell_of(records[-1])
     assert (plain.is_of_the_paper, other.is_of_the_paper) == (True, False)
     assert (plain.setting, shared_settings(records[0])) == (other.setting, shared_settings(records[-1]))
-    assert other.label == "advmoe, activation silu, ema 0.995"
+    assert other.label == "advmoe, activation silu, ema 0.99"
 
 
 def test_where_a_run_is_computed_does_not_separate_its_seeds(tmp_path, caplog):

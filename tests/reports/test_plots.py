@@ -5,7 +5,7 @@ from matplotlib.text import Text
 from records import attacked, old_record, record, runs, with_settings
 from records import quick as by_quick
 
-from advmoe.reports.panels import MAX_LABELS
+from advmoe.reports.panels import FEW_LINES
 from advmoe.reports.plots import FIGURES, epsilon, fig7, fig_a2, frontier, on_frontier
 from advmoe.reports.summaries import summarise
 
@@ -177,11 +177,12 @@ def test_networks_of_about_equal_cost_are_side_by_side_and_their_scale_is_writte
 
 def test_many_networks_of_equal_cost_are_drawn_near_their_cost(tmp_path, drawn):
     networks = [with_settings(record(), "training", beta=float(beta)) for beta in range(7, 67)]
-    frontier([*networks, record("at_dense", gmacs=0.04)], tmp_path / "frontier.png")
+    others = [with_settings(record(gmacs=0.0107), "training", ema=0.9 + number / 1000) for number in range(60)]
+    frontier([*networks, *others, record("at_dense", gmacs=0.03)], tmp_path / "frontier.png")
     *near, dense = sorted(line.get_xdata()[0] for _, line in drawn_by_label(drawn[0].axes[0]))
-    assert dense == 0.04
-    assert len(set(near)) == len(networks)
-    assert 0.01 <= near[0] < near[-1] <= 0.018
+    assert dense == 0.03
+    assert len(set(near)) == len(networks) + len(others)
+    assert 0.01 <= near[0] < near[-1] <= 2 * 0.0107
 
 
 def test_a_legend_has_as_many_columns_as_fit(tmp_path, drawn):
@@ -194,13 +195,19 @@ def test_a_legend_has_as_many_columns_as_fit(tmp_path, drawn):
 
 
 def test_lines_that_look_the_same_share_a_label_if_there_are_many(tmp_path, drawn):
-    betas = [with_settings(record(), "training", beta=float(beta)) for beta in range(7, 7 + MAX_LABELS)]
+    betas = [with_settings(record(), "training", beta=float(beta)) for beta in range(7, 7 + FEW_LINES)]
     same_batches = with_settings(record(), "training", level_batches="same")
-    for networks in (betas, [*betas, record(), record("at_dense"), same_batches]):
+    other_data = record(dataset="other"), with_settings(record(dataset="other"), "training", beta=7.0)
+    unknown = [record(), record()]
+    for run, name in zip(unknown, ("mine", "yours"), strict=True):
+        run.method = name
+    for networks in (betas, [*betas, record(), record("at_dense"), same_batches, *unknown, *other_data]):
         frontier(networks, tmp_path / "frontier.png")
     few, many = ({text.get_text().replace("\n", " ") for text in figure.legends[0].get_texts()} for figure in drawn)
-    assert few == {f"AdvMoE, beta {beta}, N 2" for beta in range(7, 7 + MAX_LABELS)}
-    assert many == {"AdvMoE, other options, N 2", "AdvMoE, N 2", "AT (Dense)", "AdvMoE, same batches, N 2"}
+    assert few == {f"AdvMoE, beta {beta}, N 2" for beta in range(7, 7 + FEW_LINES)}
+    assert many == {
+        "AdvMoE, other options, N 2", "AdvMoE, N 2", "AT (Dense)", "AdvMoE, same batches, N 2", "mine, N 2", "yours, N 2",
+    }  # fmt: skip
 
 
 def test_frontier_separates_networks_that_cannot_be_compared(tmp_path, drawn):

@@ -9,7 +9,7 @@ from advmoe.attacks.registry import ATTACKS
 from advmoe.evaluation.record_evaluation import Difference
 from advmoe.reports import verdict as module
 from advmoe.reports.cell import cell_of
-from advmoe.reports.choice import LISTED, Against
+from advmoe.reports.choice import MAX_LISTED, Against
 from advmoe.reports.markup import Statement
 from advmoe.reports.verdict import check_lines
 
@@ -105,13 +105,13 @@ def test_verdict_says_whether_choosing_an_expert_helps():
 def test_of_many_networks_only_the_highest_and_the_lowest_difference_from_the_control_are_named():
     control = record("at_moe", num_experts=1)
     control.evaluation.flags = "10" * 50
-    flags = {6: "1" * 100, 7: "0" * 100, **dict.fromkeys(range(8, 8 + LISTED), "10" * 50)}
+    flags = {6: "1" * 100, 7: "0" * 100, **dict.fromkeys(range(8, 8 + MAX_LISTED), "10" * 50)}
     networks = [with_settings(record("advmoe"), "training", tied_share=share / 20) for share in flags]
     for network, values in zip(networks, flags.values(), strict=True):
         network.evaluation.flags = values
     (answer,) = [line for line in verdict([control, *networks]) if line.startswith("Does choosing an expert help?")]
-    assert f"of {LISTED + 2} networks 1 are above their control and 1 below it (the interval excludes 0). The highest" in answer
-    assert "highest difference is that of AdvMoE, tied share 0.3, r 0.5, N 2: +50.0 points (" in answer
+    assert f"{MAX_LISTED + 2} networks. The interval excludes 0 for 1 above and for 1 below their control. The highest" in answer
+    assert "highest of these differences is that of AdvMoE, tied share 0.3, r 0.5, N 2: +50.0 points (" in answer
     assert "The lowest is that of AdvMoE, tied share 0.35, r 0.5, N 2: -50.0 points (" in answer
     assert answer.count("AdvMoE") == 2
 

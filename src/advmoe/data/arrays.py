@@ -45,7 +45,7 @@ def read_npy(path: Path) -> np.ndarray:
 
 @contextmanager
 def open_npz(path: Path) -> Iterator["ArrayArchive"]:
-    """The arrays of an .npz file by name, each read when it is asked for. Raises UserError if the file is not a zip archive."""
+    """The arrays of an .npz file by name, each read when it is asked for. Raises UserError if it is damaged or no .npz file."""
     with open_zip(path, ".npz file") as archive:
         yield ArrayArchive(path, archive)
 

@@ -1,6 +1,6 @@
 """The cell of a Record: the network and the setting that it has in common with runs of other seeds."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -28,8 +28,8 @@ OF_VARIANTS = (  # choices of routers and experts with which a network is listed
         "balance_weight", "tied_statistics",
     )),
 )  # fmt: skip
-OF_TUNING = ("model.norms", "training.router_lr", "training.tied_share")  # the same, but the runs are still of their method
-OF_ROUTERS = (*OF_VARIANTS, *OF_TUNING, "model.num_experts")
+OF_CHOICE = ("model.norms", "training.router_lr", "training.tied_share")  # the same, but one expert is trained as without them
+OF_ROUTERS = (*OF_VARIANTS, *OF_CHOICE, "model.num_experts")
 OF_METHODS = (*OF_ROUTERS, "model.model_scale", "training.init_from")
 INGREDIENTS = (  # the same for networks without routers too
     "model.activation", "data.augment", "data.augment_from", "data.generated", "data.generated_share", "attack.epsilon_ramp",
@@ -61,9 +61,9 @@ class Cell:
     `epsilon` and `norm` are those of the evaluation; `attack_steps` is the number of steps of the training attack. `variant` says
     in which of `OF_VARIANTS` the routers and experts differ from the default: `SAME_BATCHES` if AdvMoE's two levels were trained on
     the same batches, `OFFICIAL` for the recipes with the suffix -official, 'router target confusion'. `ingredients` does the same
-    for `INGREDIENTS`: `WITH_PLUS` for all that the suffix -plus adds, 'ema 0.999'. Both are empty for the methods of the paper.
-    `tuning` names those of `OF_TUNING` that differ from the default and are not set by -official or -plus: 'tied share 0.67'. It is
-    empty without a choice between experts.
+    for `INGREDIENTS`: `WITH_PLUS` for all that the suffix -plus adds, 'ema 0.999'.
+    `choice` names those of `OF_CHOICE` that differ from the default, or from what -official or -plus sets: 'tied share 0.67'. It
+    is empty with one expert or none.
     """
 
     dataset: str
@@ -80,7 +80,7 @@ class Cell:
     test_images: int
     variant: str = ""
     ingredients: str = ""
-    tuning: str = ""
+    choice: str = ""
 
     @property
     def has_one_expert(self) -> bool:
@@ -89,9 +89,8 @@ class Cell:
 
     @property
     def is_of_the_paper(self) -> bool:
-        """Whether the runs are of their method as published: with a choice between experts, and with no other options than those
-        of `tuning`."""
-        return not (self.has_one_expert or self.variant or self.ingredients)
+        """Whether the runs are of their method as published: with a choice between experts, and without other options."""
+        return not (self.has_one_expert or self.variant or self.ingredients or self.choice)
 
     @property
     def label(self) -> str:
@@ -112,16 +111,16 @@ class Cell:
     @property
     def options(self) -> str:
         """', same batches, ema 0.995', or empty."""
-        return options_text(self.tuning, self.variant, self.ingredients)
+        return options_text(self.variant, self.ingredients, self.choice)
 
     @property
     def setting(self) -> "Cell":
         """The fields that cells must share to be compared: all but method, model scale, number of experts and options."""
-        return replace(self, method="", model_scale=1.0, num_experts=0, variant="", ingredients="", tuning="")
+        return replace(self, method="", model_scale=1.0, num_experts=0, variant="", ingredients="", choice="")
 
 
 def options_text(*parts: str) -> str:
-    """', tied share 0.5, same batches, ema 0.995', ' with -plus', or empty."""
+    """', same batches, ema 0.995, tied share 0.5', ' with -plus', or empty."""
     return "".join(f"{'' if part.startswith(WITH_PLUS) else ','} {part}" for part in parts if part)
 
 
@@ -147,42 +146,41 @@ def cell_of(record: Record) -> Cell:
         epsilon=record.epsilon, norm=record.norm, epochs=config.training.epochs,
         train_images=record.train_images, test_images=record.test_images,
         variant=_variant(record) if is_routed(method) else "", ingredients=_ingredients(record),
-        tuning=_tuning(record) if is_routed(method) and config.model.num_experts > 1 else "",
+        choice=_choice(record) if is_routed(method) and config.model.num_experts > 1 else "",
     )  # fmt: skip
 
 
 def _variant(record: Record) -> str:
-    official = _official_settings(record)
-    others = {name: value for name, value in _options(record, OF_VARIANTS).items() if name not in official}
-    return ", ".join([*([OFFICIAL] if official else []), *_in_words(others)])
-
-
-def _tuning(record: Record) -> str:
-    recipe = _official_settings(record) | plus_settings(record)
-    return ", ".join(_in_words({name: value for name, value in _options(record, OF_TUNING).items() if name not in recipe}))
-
-
-def _official_settings(record: Record) -> JsonObject:
-    """The settings of the suffix -official, if the run has all of them; else empty."""
-    return OF_OFFICIAL if _options(record, OF_OFFICIAL) == OF_OFFICIAL else {}
+    official = _official(record)
+    return ", ".join([*([OFFICIAL] if official else []), *_in_words(_differing(record, OF_VARIANTS, DEFAULTS | official))])
 
 
 def _ingredients(record: Record) -> str:
-    options, plus = _options(record, INGREDIENTS), plus_settings(record)
-    others = {name: value for name, value in options.items() if name not in plus}
-    return ", ".join([*([WITH_PLUS] if plus else []), *_in_words(others)])
+    plus = _plus(record)
+    return ", ".join([*([WITH_PLUS] if plus else []), *_in_words(_differing(record, INGREDIENTS, DEFAULTS | plus))])
 
 
-def plus_settings(record: Record) -> JsonObject:
-    """The settings of the suffix -plus, if the run has all of them; else empty."""
-    plus = {name: value for name, value in flat_settings(PLUS).items() if is_routed(record.method) or name not in OF_ROUTERS}
-    return plus if _options(record, plus) == plus else {}
+def _choice(record: Record) -> str:
+    return ", ".join(_in_words(_differing(record, OF_CHOICE, DEFAULTS | _official(record) | _plus(record))))
 
 
-def _options(record: Record, names: Collection[str]) -> dict[str, object]:
-    """Those of the settings `names` that differ from the default. A field that the Record is too old to have is left out."""
-    recorded = flat_settings(record.config.model_dump())
-    return {name: recorded[name] for name in names if recorded.get(name, DEFAULTS[name]) != DEFAULTS[name]}
+def _official(record: Record) -> JsonObject:
+    """What the suffix -official sets, if the run has all of it; else empty."""
+    pgd_at = not _differing(record, ["training.loss"], {"training.loss": "pgd_at"})
+    official = OF_OFFICIAL | ({"training.router_consistency": 0.0} if pgd_at else {})
+    return {} if _differing(record, official, official) else official
+
+
+def _plus(record: Record) -> JsonObject:
+    """What the suffix -plus sets, if the run has all of it that does not depend on routers; else empty."""
+    plus = flat_settings(PLUS)
+    return {} if _differing(record, [name for name in plus if name not in OF_ROUTERS], plus) else plus
+
+
+def _differing(record: Record, names: Iterable[str], expected: JsonObject) -> JsonObject:
+    """Those of the settings `names` that are not as expected. A field that the Record is too old to have has its default."""
+    values = DEFAULTS | flat_settings(record.config.model_dump())
+    return {name: values[name] for name in names if values[name] != expected[name]}
 
 
 def _in_words(options: Mapping[str, object]) -> list[str]:

@@ -14,7 +14,7 @@ from advmoe.reports.styles import network_title, setting_text
 from advmoe.reports.summaries import summarise
 from advmoe.wording import number_of
 
-LISTED = 6  # networks in a sentence
+MAX_LISTED = 6  # networks in a sentence
 QUESTION = "Does choosing an expert help?"
 
 
@@ -40,7 +40,7 @@ def _answer(records: Sequence[Record]) -> Statement | None:
         cell: f"{network_title(cell)}: {against}" + (f" of {against.figure}" if " or " in figures else "")
         for cell, against in differences.items()
     }
-    listed = "; ".join(texts.values()) if len(texts) <= LISTED else _extremes(texts, differences)
+    listed = "; ".join(texts.values()) if len(texts) <= MAX_LISTED else _extremes(texts, differences)
     unsure = "By the intervals over seeds and images, no network is clearly below its control, and not all are clearly above it."
     if all(against.seeds == 1 for against in differences.values()):
         unsure = "With one seed nothing follows for other seeds."
@@ -57,8 +57,8 @@ def _extremes(texts: Mapping[Cell, str], differences: Mapping[Cell, "Against"]) 
     above, below = sum(each.low > 0 for each in intervals), sum(each.high < 0 for each in intervals)
     by_value = sorted(differences, key=lambda cell: differences[cell].difference.value)
     return (
-        f"of {len(intervals)} networks {above or 'none'} are above their control and {below or 'none'} below it (the interval "
-        f"excludes 0). The highest difference is that of {texts[by_value[-1]]}. The lowest is that of {texts[by_value[0]]}"
+        f"{len(intervals)} networks. The interval excludes 0 for {above or 'none'} above and for {below or 'none'} below their "
+        f"control. The highest of these differences is that of {texts[by_value[-1]]}. The lowest is that of {texts[by_value[0]]}"
     )
 
 

@@ -127,14 +127,15 @@ def _with_one_expert(cell: Cell) -> list[Cell]:
         return []
     variants = dict.fromkeys((cell.variant, ""))
     return [
-        replace(cell, method=method, num_experts=1, variant=variant, tuning="")
+        replace(cell, method=method, num_experts=1, variant=variant, choice="")
         for variant in variants
         for method in (cell.method, "at_moe")
     ]
 
 
 def _with_same_batches(cell: Cell) -> list[Cell]:
-    return [replace(cell, variant=SAME_BATCHES)] if _is_advmoe(cell) else []
+    plain = cell.method == "advmoe" and cell.num_experts > 1 and not cell.variant and not cell.ingredients
+    return [replace(cell, variant=SAME_BATCHES)] if plain else []
 
 
 def _paired(cell: Cell, control: Cell, records: Sequence[Record]) -> str:
@@ -192,19 +193,18 @@ def _judgement(outcomes: Sequence[Outcome | None]) -> Judgement:
 
 
 def _baseline(summary: Summary, method: str, name: str, group: Sequence[Summary]) -> Summary | None:
-    """The run of `method` to compare with: of the same setting and, if the method has them, of the same scale and number of
-    experts, and preferably of the same tuning."""
+    """The run of `method` as published to compare with: of the same setting and, if the method has them, of the same scale and
+    number of experts."""
     cell = summary.cell
-    return min(
+    return next(
         (
             other for other in group
-            if other.cell.method == method and other.cell.setting == cell.setting and name in other.figures
+            if other.cell.method == method and other.cell.is_of_the_paper
+            and other.cell.setting == cell.setting and name in other.figures
             and (is_full_scale(method) or other.cell.model_scale == cell.model_scale)
             and (not is_routed(method) or other.cell.num_experts == cell.num_experts)
-            and not other.cell.variant and not other.cell.ingredients
         ),
-        key=lambda other: other.cell.tuning != cell.tuning,
-        default=None,
+        None,
     )  # fmt: skip
 
 

@@ -104,5 +104,5 @@ def _order(cell: Cell) -> tuple[Any, ...]:
     rank = methods.index(cell.method) if cell.method in METHODS else len(methods)
     values = [0 if getattr(cell, name) is None else getattr(cell, name) for name in CELL_FIELDS]
     by_name = dict(zip(CELL_FIELDS, values, strict=True)) | {"method": (rank, cell.method)}
-    last = ("method", "model_scale", "num_experts", "tuning", "variant", "ingredients")
+    last = ("method", "model_scale", "num_experts", "variant", "ingredients", "choice")
     return tuple(by_name[name] for name in (*(name for name in CELL_FIELDS if name not in last), *last))

@@ -20,7 +20,7 @@ from advmoe.reports.summaries import figure
 DPI = 150
 MAX_NAME = 28  # characters of a name in a figure
 LEGEND_WIDTH = 30  # characters
-MAX_LABELS = 16  # in a legend, if more lines look the same
+FEW_LINES = 16  # of a figure that have a label each
 
 
 def by_line(runs: Iterable[Runs], cell: Callable[[Runs], Cell]) -> dict[Line, list[Runs]]:
@@ -28,7 +28,7 @@ def by_line(runs: Iterable[Runs], cell: Callable[[Runs], Cell]) -> dict[Line, li
 
     def line(one: Runs) -> Line:
         it = cell(one)
-        return Line(it.method, it.num_experts if is_routed(it.method) else 0, it.variant, it.ingredients, it.tuning)
+        return Line(it.method, it.num_experts if is_routed(it.method) else 0, it.variant, it.ingredients, it.choice)
 
     return grouped(runs, line)
 
@@ -54,10 +54,10 @@ def titled(setting: Cell, counts: Iterable[int], detail: str = "") -> str:
 
 
 def labels_of(lines: Collection[Line]) -> dict[Line, str]:
-    """What the legend calls each line: the title of the style, and N of a network with experts, in lines of LEGEND_WIDTH. If there
-    are more than MAX_LABELS, lines that look the same share a label."""
+    """What the legend of a figure calls each of its lines: the title of the style, and N of a network with experts, in rows of
+    LEGEND_WIDTH. With more than FEW_LINES, lines of a method that look the same share a label."""
     styles = {line: style_of(line) for line in lines}
-    alike = grouped(lines, lambda line: replace(styles[line], title="") if len(lines) > MAX_LABELS else line)
+    alike = grouped(lines, lambda line: (line.method, replace(styles[line], title="") if len(lines) > FEW_LINES else line))
     labels: dict[Line, str] = {}
     for group in alike.values():
         first = group[0]

@@ -17,14 +17,14 @@ from advmoe.reports.cell import Cell, cell_of, grouped, is_full_scale
 from advmoe.reports.measures import SUMMARY
 from advmoe.reports.panels import by_line, by_panel, draw_curve, labels_of, legend_below, save, short, titled
 from advmoe.reports.routes import fig_a1, load_heat_map
-from advmoe.reports.styles import attack_title, radius, style_of
+from advmoe.reports.styles import Line, attack_title, radius, style_of
 from advmoe.reports.summaries import Summary, attacks_in_words, comparable_groups, differing_settings, interval, outcome, summarise
 
 DRAWN = {measure.name: measure for measure in SUMMARY if measure.robust}
 CELL: Callable[[Summary], Cell] = attrgetter("cell")
 OF_NETWORK = ("model.backbone", "model.width")  # settings in which the networks of a frontier may differ
 ASIDE = 1.06  # networks of about equal cost are drawn side by side, apart by this factor
-SPREAD = 1.7  # or by less, so that all of them lie within about this factor of their cost
+SPREAD = 2.0  # or by less, so that each is drawn within this factor of its cost
 TOGETHER = 1.3  # networks of one model scale that are drawn nearer than this factor have one label
 
 
@@ -36,6 +36,7 @@ def fig7(records: list[Record], path: Path) -> bool:
     if not rows:
         return False
     columns = max(len(panels) for _, panels in rows)
+    labels = labels_of(by_line([one for group, _ in rows for one in group], CELL))
     figure = Figure(figsize=(3.3 * columns, 3.4 * len(rows) + 0.7), layout="constrained")
     for row, (group, panels) in zip(figure.subfigures(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
         setting = group[0].cell.setting
@@ -45,7 +46,7 @@ def fig7(records: list[Record], path: Path) -> bool:
         )  # fmt: skip
         axes = row.subplots(1, len(panels), squeeze=False, sharey=True)[0]
         for ax, panel in zip(axes, panels, strict=True):
-            _against_scale(ax, panel, group)
+            _against_scale(ax, panel, group, labels)
             plans = {attacks for name, attacks in panels if name == panel.name}
             ax.set_title(DRAWN[panel.name].label + (f"\n{_plan(panel.attacks)}" if len(plans) > 1 else ""))
         axes[0].set_ylabel("accuracy, %")
@@ -72,11 +73,9 @@ def _has_scales(summaries: Iterable[Summary]) -> bool:
     return any(len({summary.cell.model_scale for summary in members}) > 1 for members in by_line(summaries, CELL).values())
 
 
-def _against_scale(ax: Axes, panel: Panel, summaries: Sequence[Summary]) -> None:
+def _against_scale(ax: Axes, panel: Panel, summaries: Sequence[Summary], labels: Mapping[Line, str]) -> None:
     drawn = [one for one in summaries if panel.name in one.figures and one.attacks.get(panel.name) == panel.attacks]
-    lines = by_line(drawn, CELL)
-    labels = labels_of(lines)
-    for line, members in lines.items():
+    for line, members in by_line(drawn, CELL).items():
         members.sort(key=lambda summary: summary.cell.model_scale)
         figures = [summary.figures[panel.name] for summary in members]
         style = style_of(line)
@@ -104,7 +103,8 @@ def _detail(texts: Iterable[str]) -> str:
 
 def fig_a2(records: list[Record], path: Path) -> bool:
     """SA and RA on held-out images after every epoch, mean and band over seeds (Fig. A2)."""
-    panels = by_panel(record for record in records if record.history)
+    trained = [record for record in records if record.history]
+    panels, labels = by_panel(trained), labels_of(by_line(trained, cell_of))
     if not panels:
         return False
     figure = Figure(figsize=(9, 3.5 * len(panels) + 0.7), layout="constrained")
@@ -113,7 +113,7 @@ def fig_a2(records: list[Record], path: Path) -> bool:
         row.suptitle(title, fontsize=9)
         pair = row.subplots(1, 2, sharey=True)
         for ax, name, text in zip(pair, ("val_sa", "val_ra"), ("SA", "RA (PGD-10)"), strict=True):
-            _trajectories(ax, members, name)
+            _trajectories(ax, members, name, labels)
             ax.set(title=f"{text} on held-out images", xlabel="epoch", ylim=(0, 100))
         pair[0].set_ylabel("accuracy, %")
     legend_below(figure, figure.axes)
@@ -121,10 +121,8 @@ def fig_a2(records: list[Record], path: Path) -> bool:
     return True
 
 
-def _trajectories(ax: Axes, records: Iterable[Record], name: str) -> None:
-    lines = by_line(records, cell_of)
-    labels = labels_of(lines)
-    for line, members in lines.items():
+def _trajectories(ax: Axes, records: Iterable[Record], name: str, labels: Mapping[Line, str]) -> None:
+    for line, members in by_line(records, cell_of).items():
         epochs = min(len(record.history) for record in members)  # a run that was cut short shortens its method's mean
         rows = [record.history[:epochs] for record in members]
         label = labels[line] + (", masks, then weights" if any(row.phase > 1 for row in rows[0]) else "")
@@ -134,24 +132,23 @@ def _trajectories(ax: Axes, records: Iterable[Record], name: str) -> None:
 
 def epsilon(records: list[Record], path: Path) -> bool:
     """Accuracy against epsilon. If it does not fall towards 0 at a large epsilon, the attack failed; the network is not robust."""
-    panels = by_panel(record for record in records if record.epsilon_curve and record.epsilon > 0)
+    measured = [record for record in records if record.epsilon_curve and record.epsilon > 0]
+    panels, labels = by_panel(measured), labels_of(by_line(measured, cell_of))
     if not panels:
         return False
     figure = Figure(figsize=(6.4, 3.8 * len(panels) + 0.7), layout="constrained")
     for ax, (title, members) in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True):
-        _against_epsilon(ax, members)
+        _against_epsilon(ax, members, labels)
         ax.set_title(title, fontsize=9)
     legend_below(figure, figure.axes)
     save(figure, path)
     return True
 
 
-def _against_epsilon(ax: Axes, records: Sequence[Record]) -> None:
+def _against_epsilon(ax: Axes, records: Sequence[Record], labels: Mapping[Line, str]) -> None:
     first = records[0]
     assert first.epsilon_curve is not None
-    lines = by_line(records, cell_of)
-    labels = labels_of(lines)
-    for line, members in lines.items():
+    for line, members in by_line(records, cell_of).items():
         curves = [record.epsilon_curve for record in members if record.epsilon_curve]
         multiples = [value / first.epsilon for value in curves[0].epsilons]
         draw_curve(ax, line, multiples, [curve.ra for curve in curves], labels[line])
@@ -176,10 +173,11 @@ def frontier(records: list[Record], path: Path) -> bool:
     panels = {key: members for key, members in panels.items() if len(members) > 1}
     if not panels:
         return False
+    labels = labels_of(by_line([one for members in panels.values() for one in members], CELL))
     figure = Figure(figsize=(7.2, 4.2 * len(panels) + 0.8), layout="constrained")
     axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
     for ax, ((setting, panel, _), members) in zip(axes, panels.items(), strict=True):
-        _against_cost(ax, panel.name, members)
+        _against_cost(ax, panel.name, members, labels)
         others = [other for other in summaries if _without_network(other) == setting and panel.name in other.attacks]
         plans = [_plan(panel.attacks)] if len({other.attacks[panel.name] for other in others}) > 1 else []
         detail = _detail([*plans, *differing_settings(members[0], others, OF_NETWORK)])
@@ -201,16 +199,13 @@ def _frontier_key(measured: tuple[Summary, str]) -> tuple[Cell, Panel, str]:
     return _without_network(summary), Panel(name, summary.attacks[name]), str(shared)
 
 
-def _against_cost(ax: Axes, name: str, summaries: Sequence[Summary]) -> None:
+def _against_cost(ax: Axes, name: str, summaries: Sequence[Summary], labels: Mapping[Line, str]) -> None:
     several = len({summary.cell.backbone for summary in summaries}) > 1
     by_cost, drawn_at, last = sorted(summaries, key=_gmacs), dict[Cell, float](), 0.0
-    for equal in _near(by_cost, _gmacs, ASIDE):
-        aside = min(ASIDE, SPREAD ** (1 / len(equal)))
-        for summary in equal:
-            drawn_at[summary.cell] = last = max(_gmacs(summary), aside * last)
-    lines = by_line(summaries, CELL)
-    labels = labels_of(lines)
-    for line, members in lines.items():
+    aside = min(ASIDE, SPREAD ** (1 / len(by_cost)))
+    for summary in by_cost:
+        drawn_at[summary.cell] = last = max(_gmacs(summary), aside * last)
+    for line, members in by_line(summaries, CELL).items():
         style = style_of(line)
         for summary in members:
             mean, (low, high) = summary.figures[name].mean, interval(summary, name)
@@ -220,7 +215,7 @@ def _against_cost(ax: Axes, name: str, summaries: Sequence[Summary]) -> None:
             )  # fmt: skip
     texts = grouped(by_cost, lambda one: f"{short(one.cell.backbone)}, " * several + f"r {one.cell.model_scale:g}")
     for text, members in texts.items():
-        for near in _near(members, lambda one: drawn_at[one.cell], TOGETHER):
+        for near in _near(members, drawn_at):
             x, top = drawn_at[near[len(near) // 2].cell], max(interval(summary, name)[1] for summary in near)
             ax.annotate(text, (x, top), (0, 3), textcoords="offset points", fontsize=7, ha="center")
     best = on_frontier(summaries, name)
@@ -237,11 +232,11 @@ def _against_cost(ax: Axes, name: str, summaries: Sequence[Summary]) -> None:
     ax.grid(alpha=0.3)
 
 
-def _near(summaries: Sequence[Summary], position: Callable[[Summary], float], factor: float) -> list[list[Summary]]:
-    """Groups of the summaries, which are ordered by `position`. A position over `factor` times the last one starts a new group."""
+def _near(summaries: Sequence[Summary], drawn_at: Mapping[Cell, float]) -> list[list[Summary]]:
+    """Groups of the summaries, which are ordered by position. A position over TOGETHER times the last one starts a new group."""
     parts: list[list[Summary]] = []
     for summary in summaries:
-        if not parts or position(summary) > factor * position(parts[-1][-1]):
+        if not parts or drawn_at[summary.cell] > TOGETHER * drawn_at[parts[-1][-1].cell]:
             parts.append([])
         parts[-1].append(summary)
     return parts

@@ -8,9 +8,9 @@ from advmoe.evaluation.record import Record
 from advmoe.reports.cell import (
     DEFAULTS,
     INGREDIENTS,
+    OF_CHOICE,
     OF_METHODS,
     OF_ROUTERS,
-    OF_TUNING,
     OF_VARIANTS,
     is_full_scale,
     is_routed,
@@ -35,6 +35,7 @@ def settings(record: Record) -> dict[str, object]:
     ignored = {
         *NOT_COMPARED,
         *(() if is_routed(method) else OF_ROUTERS),
+        *(OF_CHOICE if record.config.model.num_experts == 1 else ()),
         *(("model.model_scale",) if is_full_scale(method) else ()),
     }
     flat = DEFAULTS | flat_settings(record.config.model_dump()) | {"fingerprint": record.fingerprint}
@@ -59,7 +60,7 @@ def departures(record: Record) -> tuple[str, ...]:
     """'training.lr 0.05 (0.1)': settings that are no field of the cell and differ from the default, which is given in brackets."""
     defaults = DEFAULTS | ATTACK_DEFAULTS | {"evaluated": PRESENT, "epochs trained": "all"}
     as_trained = ("attack.epsilon",) if record.config.attack.epsilon == record.epsilon else ()
-    in_cell = (*IN_CELL, *OF_VARIANTS, *OF_TUNING, *INGREDIENTS)
+    in_cell = (*IN_CELL, *OF_VARIANTS, *OF_CHOICE, *INGREDIENTS)
     others = {name: value for name, value in settings(record).items() if name not in (*in_cell, *as_trained)}
     return tuple(
         f"{name} {short_value(value)} ({short_value(defaults.get(name))})"

@@ -18,7 +18,7 @@ class Line(NamedTuple):
     num_experts: int
     variant: str
     ingredients: str
-    tuning: str
+    choice: str
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,9 @@ def style_of(runs: Cell | Line) -> Style:
     if runs.variant in VARIANTS:
         colour, dash, marker = VARIANTS[runs.variant]
         style = replace(style, colour=colour, dash=dash, marker=marker)
-    if runs.tuning or runs.ingredients or runs.variant not in ("", *VARIANTS):
+    if runs.choice or runs.ingredients or runs.variant not in ("", *VARIANTS):
         style = replace(style, edge="black")
-    style = replace(style, title=style.title + options_text(runs.tuning, runs.variant, runs.ingredients))
+    style = replace(style, title=style.title + options_text(runs.variant, runs.ingredients, runs.choice))
     if not is_routed(runs.method):
         return style
     if runs.num_experts in FILLS:
