@@ -110,7 +110,7 @@ def test_of_many_networks_only_the_highest_and_the_lowest_difference_from_the_co
     for network, values in zip(networks, flags.values(), strict=True):
         network.evaluation.flags = values
     (answer,) = [line for line in verdict([control, *networks]) if line.startswith("Does choosing an expert help?")]
-    assert f"{MAX_LISTED + 2} networks. The interval excludes 0 for 1 above and for 1 below their control. The highest" in answer
+    assert f"seeds: of {MAX_LISTED + 2} networks, the interval is above 0 for 1 and below 0 for 1. The highest" in answer
     assert "highest of these differences is that of AdvMoE, tied share 0.3, r 0.5, N 2: +50.0 points (" in answer
     assert "The lowest is that of AdvMoE, tied share 0.35, r 0.5, N 2: -50.0 points (" in answer
     assert answer.count("AdvMoE") == 2

@@ -57,8 +57,8 @@ def _extremes(texts: Mapping[Cell, str], differences: Mapping[Cell, "Against"]) 
     above, below = sum(each.low > 0 for each in intervals), sum(each.high < 0 for each in intervals)
     by_value = sorted(differences, key=lambda cell: differences[cell].difference.value)
     return (
-        f"{len(intervals)} networks. The interval excludes 0 for {above or 'none'} above and for {below or 'none'} below their "
-        f"control. The highest of these differences is that of {texts[by_value[-1]]}. The lowest is that of {texts[by_value[0]]}"
+        f"of {len(intervals)} networks, the interval is above 0 for {above or 'none'} and below 0 for {below or 'none'}. The "
+        f"highest of these differences is that of {texts[by_value[-1]]}. The lowest is that of {texts[by_value[0]]}"
     )
 
 

@@ -20,7 +20,7 @@ from advmoe.reports.summaries import figure
 DPI = 150
 MAX_NAME = 28  # characters of a name in a figure
 LEGEND_WIDTH = 30  # characters
-FEW_LINES = 16  # of a figure that have a label each
+FEW_LINES = 16  # in a figure; each of them has its own label
 
 
 def by_line(runs: Iterable[Runs], cell: Callable[[Runs], Cell]) -> dict[Line, list[Runs]]:
