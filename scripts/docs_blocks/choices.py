@@ -32,6 +32,9 @@ PAIRS = (  # runs of the sweeps at the size of five_methods.yaml, each with the 
     ("advmoe-plus-tied_statistics", "at_moe-n1-plus"),
     ("advmoe-r0.2", "at_small_dense-r0.2"),
     ("advmoe-r0.2-plus", "advmoe-r0.2"),
+    ("at_moe-r0.8", "at_small_dense-r0.8"),
+    ("advmoe-r0.8", "at_small_dense-r0.8"),
+    ("advmoe-r0.8", "at_moe-r0.8"),
 )
 
 
