@@ -28,7 +28,7 @@ OF_VARIANTS = (  # choices of routers and experts with which a network is listed
         "balance_weight", "tied_statistics",
     )),
 )  # fmt: skip
-OF_CHOICE = ("model.norms", "training.router_lr", "training.tied_share")  # the same, but one expert is trained as without them
+OF_CHOICE = ("model.norms", "training.router_lr", "training.tied_share")  # listed separately too; one expert ignores them
 OF_ROUTERS = (*OF_VARIANTS, *OF_CHOICE, "model.num_experts")
 OF_METHODS = (*OF_ROUTERS, "model.model_scale", "training.init_from")
 INGREDIENTS = (  # the same for networks without routers too
