@@ -205,7 +205,13 @@ def test_a_newer_store_is_refused(kept: Callable[[str], Path], capsys: pytest.Ca
 
 def test_names_of_other_networks_stay() -> None:
     for state in ({"stem.1.weight": 1, "blocks.0.shortcut.0.weight": 2}, {"stem.weight": 1, "blocks.0.norm1.weight": 2}):
-        assert migrations.tensors(state) == state
+        assert migrations.tensors(state, 1) == state
+
+
+def test_old_names_in_a_checkpoint_of_today_are_those_of_another_network() -> None:
+    state = {"stem.1.weight": 1, "blocks.0.norm1.weight": 2}
+    assert migrations.tensors(state, 2) == state
+    assert migrations.tensors(state, 1) == {"stem.0.norm.weight": 1, "blocks.0.conv1.norm.weight": 2}
 
 
 def test_a_sealed_manifest_never_passes_for_an_unsealed_one() -> None:

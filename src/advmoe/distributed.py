@@ -42,8 +42,8 @@ def local_world_size() -> int:
 def launch_id() -> str:
     """The identifier of this torchrun; empty without torchrun.
 
-    Without `--rdzv-id` torchrun may call itself 'none', as any other does. On one machine it is then known by the process that
-    started the ranks, which is the same after a restart of the ranks.
+    Without `--rdzv-id` the id of every torchrun may be 'none'. On one machine we then use torchrun's process number, which stays
+    the same when torchrun starts the ranks again.
     """
     launch, machines = os.environ.get("TORCHELASTIC_RUN_ID", ""), os.environ.get("GROUP_WORLD_SIZE", "1")
     return f"{socket.gethostname()} {os.getppid()}" if (launch, machines) == ("none", "1") else launch
@@ -162,12 +162,17 @@ def maximum(number: int) -> int:
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace the gradients by their sums over the ranks, in one message for each dtype."""
+    """Replace the gradients by their sums over the ranks, in one message for each dtype.
+
+    A rank without a gradient of a parameter, as of a layer that it left out, counts as 0. If no rank has one, it stays None.
+    """
     if world_size() == 1:
         return
-    by_dtype: dict[torch.dtype, list[Tensor]] = {}
-    for parameter in parameters:
-        if parameter.grad is not None:
+    every, by_dtype = list(parameters), dict[torch.dtype, list[Tensor]]()
+    somewhere = any_rank(torch.tensor([parameter.grad is not None for parameter in every]))  # on the CPU, which gloo serves
+    for parameter, learns in zip(every, somewhere.tolist(), strict=True):
+        if learns:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             by_dtype.setdefault(parameter.grad.dtype, []).append(parameter.grad)
     for gradients in by_dtype.values():
         flat = torch.cat([gradient.flatten() for gradient in gradients])

@@ -94,9 +94,10 @@ def history(rows: Sequence[Mapping[str, Any]]) -> list[JsonObject]:
     return [{**row, "phase": row.get("phase", 1)} for row in rows]
 
 
-def tensors(state: Mapping[str, Value]) -> dict[str, Value]:
-    """A network's state by the present names."""
-    return {_name(name): value for name, value in state.items()} if state.keys() >= OLD_RESNET else dict(state)
+def tensors(state: Mapping[str, Value], schema: int) -> dict[str, Value]:
+    """A network's state, from a checkpoint of `schema`, by the present names."""
+    old = schema == 1 and state.keys() >= OLD_RESNET
+    return {_name(name): value for name, value in state.items()} if old else dict(state)
 
 
 def config(tree: Mapping[str, Any]) -> JsonObject:

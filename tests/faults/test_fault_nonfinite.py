@@ -17,9 +17,9 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
 STEP = 5  # of 6 in two epochs: the second one's second
 TENSORS = {  # the one named in the error, by the poisoned source
-    "data": r"(images|logits of layer 0's router|clean logits)",
+    "data": r"(images|logits of router 0|clean logits)",
     "loss": "loss",
-    "router": "logits of layer 0's router",
+    "router": "logits of router 0",
     "gradient": r"gradient of [\w.]+",
 }
 ArgumentsOf = Callable[..., list[str | Path]]

@@ -88,7 +88,18 @@ def test_inductor_gives_the_same_numbers_up_to_rounding(backend, precision):
         torch.testing.assert_close(values[name].double(), value.double(), rtol=error, atol=error, msg=name)
 
 
-def test_a_run_compiles_only_in_its_trial_and_can_be_resumed_without_compiling(backend, toy, splits, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"tied_share": 0.9, "tied_statistics": "shared"},
+        {"weight_attack_gate": "alternate", "router_attack_gate": "soft"},
+    ],
+    ids=["default", "tied statistics", "alternate gates"],
+)
+def test_a_run_compiles_only_in_its_trial_and_can_be_resumed_without_compiling(
+    options, backend, toy, splits, tmp_path, monkeypatch
+):
     backend("eager")
     programs = []
 
@@ -97,14 +108,14 @@ def test_a_run_compiles_only_in_its_trial_and_can_be_resumed_without_compiling(b
         return programs[-1][0]
 
     monkeypatch.setattr(loop, "compilable", recording)
-    config = toy(epochs=1, compile="inductor")
+    config = toy(epochs=1, compile="inductor", **options)
     with pytest.raises(KeyboardInterrupt):
         train(config, splits, tmp_path / "run", Recorder(lambda epoch, done: done == 2))
     count = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert count > 2
     assert programs == [(config, count)]
     (resumed_row,), (direct_row,) = (
-        train(toy(epochs=1), splits, tmp_path / name, Recorder(), resume=True) for name in ("run", "direct")
+        train(toy(epochs=1, **options), splits, tmp_path / name, Recorder(), resume=True) for name in ("run", "direct")
     )
     assert weights(tmp_path / "run").keys() == weights(tmp_path / "direct").keys()
     assert resumed_row["loss"] == pytest.approx(direct_row["loss"], rel=1e-3)

@@ -4,7 +4,7 @@ from image_specs import image_spec
 
 from advmoe.models.resnet import ResNet
 from advmoe.moe import MoEKind, Routing
-from advmoe.training.health import NonFinite, Watch, collapsed_layers
+from advmoe.training.health import NonFinite, Watch, collapsed_routers
 from advmoe.training.losses import Outcome
 
 
@@ -40,7 +40,7 @@ def model_with_gradients():
     [
         ("clean", lambda bad: (1.0, bad), "clean logits (weights update)"),
         ("robust", lambda bad: (bad, 1.0), "robust logits (weights update)"),
-        ("routers", lambda bad: ((1.0, 2.0), (bad, 1.0)), "logits of layer 1's router (weights update)"),
+        ("routers", lambda bad: ((1.0, 2.0), (bad, 1.0)), "logits of router 1 (weights update)"),
         ("total", lambda bad: bad, "loss (weights update)"),
     ],
 )
@@ -52,7 +52,7 @@ def test_non_finite_names_the_tensor(field, values, name, bad):
 
 def test_the_earliest_cause_is_named():
     nan = float("nan")
-    with pytest.raises(NonFinite, match="layer 0's router"):
+    with pytest.raises(NonFinite, match="logits of router 0"):
         check_outcome(outcome(total=nan, clean=(nan, 1.0), routers=((nan, 1.0), (nan, 1.0))), "routers")
 
 
@@ -69,6 +69,15 @@ def test_finite_outcomes_pass():
 
 def test_large_finite_values_pass():
     check_outcome(outcome(clean=(3e38, 3e38), robust=(-3e38, -3e38)), "weights")
+
+
+def test_routers_that_fail_on_attacked_images_alone_are_named():
+    """With the hard gate no logit says so: a NaN chooses some expert too."""
+    first = outcome()
+    bad = outcome(routers=((1.0, 2.0), (float("nan"), 1.0))).routings
+    with pytest.raises(NonFinite, match=r"logits of router 1 on x' \(weights update\)"):
+        check_outcome(first._replace(robust_routings=bad), "weights")
+    check_outcome(first._replace(robust_routings=first.routings), "weights")
 
 
 def test_gradients_are_named():
@@ -114,15 +123,15 @@ def test_half_and_single_precision_can_be_mixed():
         check_outcome(mixed._replace(clean=mixed.clean * 10), "weights")
 
 
-def test_collapsed_layers_by_hand():
+def test_collapsed_routers_by_hand():
     load = torch.tensor([[96, 4], [95, 5], [0, 100], [50, 50]])
-    assert collapsed_layers(load) == [(0, 0, pytest.approx(0.96)), (2, 1, 1.0)]
+    assert collapsed_routers(load) == [(0, 0, pytest.approx(0.96)), (2, 1, 1.0)]
 
 
-def test_collapsed_layers_of_many_experts():
+def test_collapsed_routers_of_many_experts():
     load = torch.tensor([[1, 0, 98, 1], [40, 20, 20, 20]])
-    assert collapsed_layers(load) == [(0, 2, pytest.approx(0.98))]
+    assert collapsed_routers(load) == [(0, 2, pytest.approx(0.98))]
 
 
 def test_one_expert_never_collapses():
-    assert collapsed_layers(torch.tensor([[100], [100]])) == []
+    assert collapsed_routers(torch.tensor([[100], [100]])) == []

@@ -447,6 +447,13 @@ def test_a_run_with_all_options_resumes_bit_by_bit(method, left_out, tiny, split
             {"router_gate": "hard"},
             "router_gate hard passes the routers no gradient, and there is no router term that they learn from",
         ),
+        (
+            "advmoe",
+            {"router_schedule": "untied", "tied_share": 0.0},
+            "router_schedule untied needs tied_share, or router_loss target with router_target confusion alone",
+        ),
+        ("advmoe", {"beta": 3.0, "loss": "pgd_at"}, "beta is for the loss trades, not pgd_at"),
+        ("standard", {"beta": 3.0}, "beta is for the loss trades, not clean"),
         ("at_dense", {"soft_labels": "adr"}, "soft_labels adr needs ema"),
         ("at_dense", {"awp": 0.01, "awp_routers": True}, "awp_routers is for methods with routers, not at_dense"),
         ("at_dense", {"balance": "switch"}, "balance is for methods with routers, not at_dense"),

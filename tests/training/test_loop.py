@@ -215,7 +215,7 @@ def test_a_collapse_gives_one_warning_for_each_epoch(tiny, splits, tmp_path, rec
     monkeypatch.setattr("advmoe.training.start.network", biased)
     train(config, splits, tmp_path / "run", recorder)
     assert len(recorder.notes) == ROUTED
-    assert "expert 0 of MoE layer 0 takes 100%" in recorder.notes[0]
+    assert "router 0 sends 100% of the images to expert 0" in recorder.notes[0]
 
 
 def test_router_loss_is_a_mean_over_the_images_that_update_the_routers(tiny, splits, tmp_path, recorder):

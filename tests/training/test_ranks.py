@@ -24,3 +24,8 @@ def test_parameters_after_three_iterations_are_those_of_one_process(case, two_ra
     assert one_rank.keys() == both_ranks.keys()
     for name in one_rank:
         assert (one_rank[name] - both_ranks[name]).abs().max() < 1e-8, name
+
+
+def test_a_rank_without_a_gradient_counts_as_zero(two_ranks):
+    first, second, third = two_ranks["uneven gradients"]
+    assert (first.tolist(), second.tolist(), third) == ([10], [100, 100], None)

@@ -88,8 +88,20 @@ def after_three_iterations(case):
     return {name: tensor.detach().double() for name, tensor in {**model.state_dict(), **values}.items()}
 
 
+def uneven_gradients():
+    """The summed gradients of three parameters: rank 0 has one of the first, rank 1 of the second, no rank of the third."""
+    parameters = [torch.nn.Parameter(torch.zeros(size)) for size in (1, 2, 3)]
+    mine = parameters[distributed.rank()]
+    mine.grad = torch.full_like(mine, 10.0 ** (1 + distributed.rank()))
+    distributed.sum_gradients(parameters)
+    return [parameter.grad for parameter in parameters]
+
+
 def on_two_ranks(out: Path):
-    """Write the results of all cases on two ranks. The processes are forked, so that they need not import torch again."""
+    """Write the results of all cases, and `uneven_gradients`, on two ranks.
+
+    The processes are forked, so that they need not import torch again.
+    """
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # at a free port, as torchrun's agent keeps one
     import_module("torch._dynamo")  # which every process would import when it makes its first optimizer
     start_processes(_rank, (store.port, out), nprocs=2, start_method="fork")
@@ -102,6 +114,6 @@ def _rank(number, port, out):
     torch.set_num_threads(1)
     with distributed.process_group(torch.device("cpu")):
         assert distributed.world_size() == 2
-        values = {case: after_three_iterations(case) for case in CASES}
+        values = {case: after_three_iterations(case) for case in CASES} | {"uneven gradients": uneven_gradients()}
         if number == 0:
             torch.save(values, out)

@@ -33,7 +33,7 @@ class MethodTraits:
     phases: int = 1
 
 
-METHOD_TRAITS = {  # of those of advmoe.training.methods.METHODS
+METHOD_TRAITS = {  # the traits of the methods in advmoe.training.methods.METHODS
     "standard": MethodTraits(attacked=False, fixed_loss=True),
     "at_dense": MethodTraits(),
     "at_small_dense": MethodTraits(scaled=True),

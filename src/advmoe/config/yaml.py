@@ -89,8 +89,8 @@ def read_mapping(path: Path) -> dict[Any, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Python's plain values only, no merging of mappings (<<), with which a few lines can fill gigabytes, and no field twice, of
-    which yaml would keep the last one."""
+    """Reads plain values only. It refuses merged mappings (<<), because a few lines of them can fill gigabytes, and a field that is
+    given twice, because yaml would keep only the last."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Leave << as it is: a tag for which there is no constructor. Raises ValueError if a field is given twice."""

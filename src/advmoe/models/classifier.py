@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from advmoe.config.choices import Stem
 from advmoe.data import ImageSpec
+from advmoe.errors import UserError
 from advmoe.moe import HARD, Channels, DenseKind, Gate, MaskedNorm, RoutedNetwork, Routings
 from advmoe.moe.network import shared_choice
 
@@ -48,7 +49,15 @@ class Classifier(RoutedNetwork):
             self.stage_starts.append(block)
 
     def finish(self, outputs: Channels) -> None:
-        """Add the classifier on top of `outputs`, register the masks, and give each MoE layer its index in a route."""
+        """Add the classifier on top of `outputs`, register the masks, and give each MoE layer its index in a route.
+
+        Raises UserError if stages have routers and the first stage does not begin with block 0.
+        """
+        if self.stage_starts and self.stage_starts[0] != 0:
+            raise UserError(
+                f"routers per_stage: the first stage of {type(self).__name__} begins with block {self.stage_starts[0]}, not 0; "
+                "call begin_stage before the first block of each stage"
+            )
         self.outputs = outputs
         self.feature_maps = nn.Identity()  # GradCAM and similar tools can hook its output [B, C', H', W']
         self.classifier = nn.Linear(outputs.width, self.num_classes)

@@ -30,7 +30,7 @@ class NetworkRouter(nn.Module):
         self.router = Router(STAGES[-1], num_experts)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, N], float32, of normalised images [B, C, H, W]."""
+        """Logits [B, N], float32, of images [B, C, H, W] as the network's first layer gets them: normalised in a Classifier."""
         logits: Tensor = self.router(self.blocks(self.stem(x)))
         return logits
 

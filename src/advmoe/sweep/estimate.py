@@ -154,7 +154,7 @@ def measure(config: RunConfig, spec: ImageSpec, device: torch.device) -> Pace:
     target = "label_mod_n" if config.training.router_target == "confusion" else config.training.router_target
     training = config.training.replace(
         epochs=1, batch_size=size, tied_share=0.0, tied_statistics="own", router_warmup=0.0, lr=0.0, router_lr=0.0,
-        init_from=None, teacher=None, router_target=target,
+        router_schedule="phase", init_from=None, teacher=None, router_target=target,
     )  # fmt: skip
     small = config.replace(training=training)
     splits, started = _random(spec, size * ITERATIONS, 2).to(device), time.perf_counter()

@@ -30,7 +30,7 @@ from advmoe.config import CONFIG_FILE, RunConfig, differences, dump_yaml, load_r
 from advmoe.data import ImageSpec
 from advmoe.errors import UserError, reason_of
 from advmoe.files import check_plain, check_utf8, sync, write_atomically
-from advmoe.training.manifest import FILES, STATES, WEIGHTS, History, Manifest, Partial, Progress, read_manifest
+from advmoe.training.manifest import FILES, SCHEMA, STATES, WEIGHTS, History, Manifest, Partial, Progress, read_manifest
 
 MAX_FILE = 2**40  # bytes
 LOCK, METRICS = ".train.lock", "metrics.jsonl"
@@ -43,6 +43,7 @@ class Checkpoint:
     """The state after epoch `epoch` (counted from 1 over all phases), or within the next epoch if `partial` is set.
 
     `restores` counts how often the run went back to a checkpoint after a NaN. `spec` is None in checkpoints of old versions.
+    `schema` is that of its manifest.
     """
 
     folder: Path
@@ -52,11 +53,12 @@ class Checkpoint:
     spec: ImageSpec | None = None
     partial: Partial | None = None
     restores: int = 0
+    schema: int = SCHEMA
 
     def model_state(self) -> dict[str, Tensor]:
         """Parameters and buffers by name. Raises UserError if the file cannot be read."""
         try:
-            return migrations.tensors(load_file(self.folder / WEIGHTS))
+            return migrations.tensors(load_file(self.folder / WEIGHTS), self.schema)
         except Exception as error:  # a malicious header can raise nearly any exception
             raise UserError(f"{self.folder}: holds no weights ({reason_of(error, named=True)})") from None
 
@@ -315,7 +317,8 @@ def _open(folder: Path) -> Checkpoint | None:
     except (OSError, UserError):
         return None
     return Checkpoint(
-        folder, manifest.epoch, manifest.history, manifest.fingerprint, manifest.spec, manifest.partial, manifest.restores
+        folder, manifest.epoch, manifest.history, manifest.fingerprint, manifest.spec, manifest.partial, manifest.restores,
+        manifest.version,
     )  # fmt: skip
 
 

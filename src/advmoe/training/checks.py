@@ -21,6 +21,9 @@ NEEDED = {  # option -> the option without which it would do nothing
 }  # fmt: skip
 
 
+WITHOUT_BETA = ("pgd_at", "clean")  # losses of one term
+
+
 OF_ROUTERS = (  # options of methods with routers that need no attack; without `tied_share`, which recipes of all methods set
     "router_gate", "router_attack_gate", "router_warmup", "router_schedule", "router_statistics", "balance", "tied_statistics",
 )  # fmt: skip
@@ -38,6 +41,7 @@ def check(config: RunConfig, splits: Splits) -> None:
     check_splits(splits, config.data.dataset)
     _check_ingredients(config, splits)
     _check_router_options(config, splits)
+    _check_router_schedule(config)
     _check_sizes(config, splits)
     autocast_dtype(config.runtime.precision, splits.train.labels.device)
     check_compile(config.runtime, splits.train.labels.device)
@@ -64,6 +68,8 @@ def _check_ingredients(config: RunConfig, splits: Splits) -> None:
         raise UserError(f"crop_padding must be less than {side}, the side of the images, not {padding}")
     for option in _changed(config.attack, "epsilon_ramp", "steps_ramp") if LOSSES[loss_name].attack is None else []:
         raise UserError(f"{option} needs a loss with an attack, not {loss_name}")
+    if loss_name in WITHOUT_BETA and _changed(training, "beta"):
+        raise UserError(f"beta is for the loss trades, not {loss_name}")
     if training.teacher is not None and loss_name != "trades":
         raise UserError(f"teacher needs the loss trades, not {loss_name}")
     if training.soft_labels == "adr" and not training.ema:
@@ -98,7 +104,14 @@ def _check_router_options(config: RunConfig, splits: Splits) -> None:
             raise UserError("router_loss target leaves the routers no loss: all router terms have the weight 0")
         if training.router_gate == "hard":
             raise UserError("router_gate hard passes the routers no gradient, and there is no router term that they learn from")
-    if routed and 0 < training.router_warmup <= resting_share(config) and training.router_schedule == "phase":
+
+
+def _check_router_schedule(config: RunConfig) -> None:
+    """Raises UserError if the routers' schedule or warm-up does nothing, because of when the routers begin to learn."""
+    training = config.training
+    if training.router_schedule == "untied" and not resting_share(config):
+        raise UserError("router_schedule untied needs tied_share, or router_loss target with router_target confusion alone")
+    if 0 < training.router_warmup <= resting_share(config) and training.router_schedule == "phase":
         raise UserError(
             f"router_warmup {training.router_warmup:g} ends before the routers learn, after {resting_share(config):g} of the "
             "epochs: with router_schedule untied it begins then"

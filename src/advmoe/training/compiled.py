@@ -58,7 +58,7 @@ def program(mode: str) -> Pass:
 
 
 def check_compile(runtime: RuntimeConfig, device: torch.device) -> None:
-    """Raises UserError if `device` or the number of processes rules out the setting `compile`."""
+    """Raises UserError if the dispatch, `device` or the number of processes rules out the setting `compile`."""
     if runtime.compile == "none":
         return
     if runtime.dispatch not in ("auto", *STATIC):

@@ -9,7 +9,7 @@ from advmoe.models import Classifier
 from advmoe.moe import Router
 from advmoe.training.losses import Outcome
 
-COLLAPSE = 0.95
+COLLAPSE = 0.95  # share of a router's images above which one expert has nearly all
 
 
 class NonFinite(Exception):
@@ -25,7 +25,9 @@ class Watch:
 
     def outcome(self, outcome: Outcome, level: str) -> None:
         """Add the loss, logits and router logits of a step."""
-        named = {f"logits of layer {i}'s router": routing.logits for i, routing in enumerate(outcome.routings)}
+        named = {f"logits of router {i}": routing.logits for i, routing in enumerate(outcome.routings)}
+        if outcome.robust_routings is not outcome.routings:
+            named |= {f"logits of router {i} on x'": routing.logits for i, routing in enumerate(outcome.robust_routings)}
         named |= {f"{name} logits": logits for name in ("clean", "robust") if (logits := getattr(outcome, name)) is not None}
         self._add(named | {"loss": outcome.total}, level)
 
@@ -83,8 +85,8 @@ def _contrasts(router: Router) -> Tensor:
     return (weight - weight.mean(dim=0)).flatten()
 
 
-def collapsed_layers(load: Tensor) -> list[tuple[int, int, float]]:
-    """(layer, expert, share) of each expert that gets more than 95 % of a layer's images. `load` [L, N] counts images.
+def collapsed_routers(load: Tensor) -> list[tuple[int, int, float]]:
+    """(router, expert, share) of each expert that gets more than 95 % of a router's images. `load` [L, N] counts images.
 
     Empty if there is one expert only.
     """
@@ -92,4 +94,4 @@ def collapsed_layers(load: Tensor) -> list[tuple[int, int, float]]:
         return []
     shares, experts = (load / load.sum(dim=1, keepdim=True)).max(dim=1)
     rows = enumerate(zip(experts.tolist(), shares.tolist(), strict=True))
-    return [(layer, expert, share) for layer, (expert, share) in rows if share > COLLAPSE]
+    return [(router, expert, share) for router, (expert, share) in rows if share > COLLAPSE]

@@ -18,7 +18,7 @@ from advmoe.training.checkpoint import RunFolder
 from advmoe.training.checks import check
 from advmoe.training.dispatch import set_fastest
 from advmoe.training.groups import groups_of, new_groups
-from advmoe.training.health import NonFinite, collapsed_layers, router_cosines
+from advmoe.training.health import NonFinite, collapsed_routers, router_cosines
 from advmoe.training.interrupts import Interrupts
 from advmoe.training.manifest import History
 from advmoe.training.methods import Phase, total_epochs
@@ -28,7 +28,7 @@ from advmoe.training.run import Run, check_finite
 from advmoe.training.schedule import rates, set_rates
 from advmoe.training.start import initial_network, network
 from advmoe.training.statistics import calibrate_routers
-from advmoe.training.steps import Metrics, TrainState
+from advmoe.training.steps import TrainState
 from advmoe.training.teacher import load_teacher
 from advmoe.training.totals import Totals, Value, check_metrics, means
 from advmoe.training.trial import compilable
@@ -50,10 +50,12 @@ def train(config: RunConfig, splits: Splits, out: Path, *observers: Observer, re
     if latest is not None and latest.epoch >= total_epochs(config):  # its teacher and generated images may be gone
         with claimed(folder, config, splits, resume=True):
             return latest.history
-    check(config, splits)
+    distributed.raise_together(lambda: check(config, splits))
     splits = with_generated(splits, config.data)
-    teacher = load_teacher(config, splits)
-    model = initial_network(config, splits) if latest is None else network(config, splits.spec).to(device)
+    teacher = distributed.raise_together(lambda: load_teacher(config, splits))
+    model = distributed.raise_together(
+        lambda: initial_network(config, splits) if latest is None else network(config, splits.spec).to(device)
+    )
     fork = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
     with fork, claimed(folder, config, splits, resume) as latest, Interrupts() as interrupts:
         config = compilable(config, model, splits.spec)
@@ -103,7 +105,8 @@ def train_epoch(run: Run, state: TrainState, phase: Phase) -> dict[str, Value]:
             raise NonFinite(f"iteration {iteration + 1} of {iterations}: {error} is not finite") from None
         run.finish_iteration(state, totals, iterations)
     sums, image_counts = totals.over_ranks()
-    _warn_of_collapse(sums, epoch + 1)
+    for router, expert, share in collapsed_routers(sums["load"]) if "load" in sums else []:
+        log.warning("epoch %d: router %d sends %.0f%% of the images to expert %d", epoch + 1, router, 100 * share, expert)
     figures = means(sums, image_counts)
     check_finite(state, figures)
     row: dict[str, Value] = {
@@ -126,8 +129,3 @@ def _iterate(state: TrainState, phase: Phase, loaded: Iterator[tuple[Images, ...
     totals.add(metrics, len(drawn[0]))
     if state.ema is not None:
         state.ema.update(state.model)
-
-
-def _warn_of_collapse(sums: Metrics, epoch: int) -> None:
-    for layer, expert, share in collapsed_layers(sums["load"]) if "load" in sums else []:
-        log.warning("epoch %d: expert %d of MoE layer %d takes %.0f%% of the images", epoch, expert, layer, 100 * share)

@@ -106,7 +106,8 @@ class Run:
         return state
 
     def begin_epoch(self, iterations: int) -> Totals:
-        """The totals of the next epoch, as the latest checkpoint has them. Raises UserError if it has more `iterations`."""
+        """The totals of the next epoch, as the latest checkpoint has them. Raises UserError if the checkpoint is further
+        into the epoch than `iterations`."""
         totals = Totals.resumed(self.latest.partial if self.latest else None)
         self.latest = None
         if totals.iteration > iterations:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from advmoe.attacks import BatchDraws
-from advmoe.config import RunConfig
+from advmoe.config import RunConfig, TrainingConfig
 from advmoe.config.choices import BACKBONES
 from advmoe.data import ImageSpec, Splits
 from advmoe.errors import UserError
@@ -76,16 +76,21 @@ def train_state(config: RunConfig, model: Classifier, phase: Phase) -> TrainStat
     training = config.training
     # not on the CPU: there it rounds the ends of a tensor differently from its middle, so equal experts would become different
     fused = True if device.type == "cuda" else None
-    optimizers = {
-        level: torch.optim.SGD(
-            _groups(config, model, level), training.lr, training.momentum, weight_decay=training.weight_decay, fused=fused
-        )
-        for level in phase.levels
-    }
+    optimizers = {level: _optimizer(_groups(config, model, level), training, fused) for level in phase.levels}
     loss = LOSSES[METHODS[config.method].loss or training.loss] if training.teacher is None else RSLAD
     return TrainState(
         model, config, loss, optimizers, BatchDraws(torch.Generator(device)), autocast_dtype(config.runtime.precision, device)
     )
+
+
+def _optimizer(groups: list[dict[str, Any]], training: TrainingConfig, fused: bool | None) -> torch.optim.SGD:
+    """SGD for the parameter groups. If it is fused, every momentum starts at 0, which changes no step: otherwise PyTorch fails if
+    the first gradient of a parameter comes later than those of its group."""
+    optimizer = torch.optim.SGD(groups, training.lr, training.momentum, weight_decay=training.weight_decay, fused=fused)
+    if fused and training.momentum:
+        for parameter in (parameter for group in groups for parameter in group["params"]):
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def _groups(config: RunConfig, model: Classifier, level: str) -> list[dict[str, Any]]:

@@ -65,8 +65,7 @@ class TrainState:
     iteration: int = 0
     ema: Ema | None = None
     teacher: Teacher | None = None
-    # the numbers of the images in each batch that was drawn; the key is the tensor of its pixels, because a user's step may pass a
-    # level the batch that was drawn for another one
+    # row numbers of each drawn batch; the key is its tensor of pixels, because a user's step may pass one level's batch to another
     rows: dict[Tensor, Tensor | None] = field(default_factory=dict)
     groups: Tensor | None = None  # [C] int64: the group of each class, with router_target `confusion`
     watch: Watch = field(default_factory=Watch)
@@ -139,8 +138,8 @@ def two_level(state: TrainState, batches: Mapping[str, Batch]) -> Metrics:
     """AdvMoE: update the routers on one batch with fixed weights, then the weights on another batch with fixed routers.
 
     In the router update the backbone is in eval mode, so its running statistics do not change. The update is skipped in the
-    iterations that `router_every` leaves out, while the experts are tied, because their filters are equal,
-    and while routers that learn only from a target have none.
+    iterations that `router_every` leaves out, while the experts are tied, because their filters are equal, and while routers that
+    learn only from router terms wait for the target `confusion`.
     """
     if not {"routers", "weights"} <= batches.keys():
         raise UserError(f"the step two_level needs the levels routers and weights, not {' and '.join(batches)}")

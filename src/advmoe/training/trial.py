@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 
 import torch
 
@@ -19,8 +20,12 @@ from advmoe.training.start import train_state
 log = logging.getLogger("advmoe")
 
 
-def trial(config: RunConfig, model: Classifier, spec: ImageSpec, phase: Phase) -> Callable[[], object]:
-    """An iteration of `phase` near the end of a run, when experts are not tied, with a learning rate of 0.
+def trial(
+    config: RunConfig, model: Classifier, spec: ImageSpec, phase: Phase, done: float = 1.0, iteration: int = 0
+) -> Callable[[], object]:
+    """Iteration number `iteration` of `phase`, after its fraction `done`, with a learning rate of 0.
+
+    By default it is at the end of a run, when experts are not tied.
 
     `model` and torch's random numbers stay as they are. Labels are hard, because soft labels cost the same in every variant.
     """
@@ -29,7 +34,7 @@ def trial(config: RunConfig, model: Classifier, spec: ImageSpec, phase: Phase) -
     network = copied(model).eval()
     synchronise(network, distributed.world_size() > 1 and config.training.sync_norm)  # as in the run
     state = train_state(config, network, phase)
-    state.done = 1.0
+    state.done, state.iteration = done, iteration
     state.groups = torch.zeros(len(spec.classes), dtype=torch.int64, device=device)  # no router waits for its target
     state.draws.batch = config.training.batch_size if distributed.world_size() > 1 else None
     for group in (group for optimizer in state.optimizers.values() for group in optimizer.param_groups):
@@ -48,9 +53,12 @@ def compilable(config: RunConfig, model: Classifier, spec: ImageSpec) -> RunConf
     """
     if config.runtime.compile == "none":
         return config
+    training = config.training
+    times = (1.0, 0.0) if training.tied_share and training.tied_statistics == "shared" else (1.0,)
+    numbers = (0, 1) if training.weight_attack_gate == "alternate" else (0,)
     try:
-        for phase in METHODS[config.method].phases:
-            trial(config, model, spec, phase)()
+        for phase, done, iteration in product(METHODS[config.method].phases, times, numbers):
+            trial(config, model, spec, phase, done, iteration)()
     except Exception as error:  # a compiler can raise any exception
         reason = reason_of(getattr(error, "inner_exception", error), named=True)  # of the error that a compiler's error wraps
         log.warning("compile %s failed; the run continues without it: %s", config.runtime.compile, reason)

@@ -52,10 +52,10 @@ def run_chosen(x: Tensor, bank: FilterBank, experts: Tensor, one_hot: Tensor | N
 def fastest(x: Tensor, bank: FilterBank) -> str:
     """The dispatch that `auto` uses for inputs [B, C, H, W]: a fixed rule from results/benchmarks/dispatch.json (2 cores).
 
-    `grouped` is faster while few filter values are copied; `split` is faster for large layers. One image gets `split`, which is
-    faster in plain forward passes, but in most gradients of attacks and routers `grouped` is. CUDA always uses `split`: it was not
-    measured here (`advmoe benchmark --suite cuda` measures it). torch.compile, torch.export and transforms of torch.func get
-    `wide`, which has static shapes.
+    `grouped` is faster while few filter values are copied; `split` is faster for large layers. One image gets `split`: it is
+    faster in forward passes, although `grouped` is faster in most gradients of attacks and routers. CUDA always uses `split`: it
+    was not measured here (`advmoe benchmark --suite cuda` measures it). torch.compile, torch.export and transforms of torch.func
+    get `wide`, which has static shapes.
     """
     if in_transform() or torch.compiler.is_compiling():
         return "wide"
