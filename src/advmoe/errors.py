@@ -3,7 +3,7 @@
 import reprlib
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any, TypeVar
+from typing import Any, SupportsIndex, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic.json_schema import JsonSchemaValue
@@ -46,7 +46,9 @@ def lookup(table: Mapping[str, Entry], name: str, what: str) -> Entry:
 
 
 def check_count(name: str, value: int) -> None:
-    """Raises UserError if a number of things is not in [1, 2**31): larger ones overflow in Python and torch."""
+    """Raises UserError if a number of things is not a whole number in [1, 2**31): larger ones overflow in Python and torch."""
+    if not isinstance(value, SupportsIndex):
+        raise UserError(f"{name} must be a whole number, not {value!r}")
     if not 1 <= value < 2**31:
         raise UserError(f"{name} must be {'at least 1' if value < 1 else 'less than 2**31'}, not {value}")
 

@@ -122,6 +122,12 @@ def double_cross_entropy(logits, y):  # ours computes in single precision, where
     return nn.functional.cross_entropy(logits, y, reduction="none")
 
 
+@pytest.mark.parametrize("rho", [0, 75, float("nan")])
+def test_rho_is_a_share_of_the_steps(rho):
+    with pytest.raises(UserError, match=rf"rho must be in \(0, 1\], not {rho}"):
+        Apgd(0.1, rho=rho)
+
+
 @NORMS
 @pytest.mark.parametrize(("rho", "objective"), [(0.75, double_cross_entropy), (0.3, dlr)])
 def test_agrees_with_its_slow_twin(norm, rho, objective):

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from advmoe.attacks import BatchDraws, ImageDraws, derive_seed
+from advmoe.errors import UserError
 
 
 def zeros(count):
@@ -95,6 +96,12 @@ def test_chosen_rows_continue_with_their_images_noise(kind):
     assert torch.equal(getattr(chosen.rows(rows), kind)(zeros(2)), second[rows])
     assert torch.equal(getattr(chosen, kind)(zeros(3))[1], first[1])  # the image that was not chosen has drawn nothing yet
     assert getattr(chosen.rows(rows[:0]), kind)(zeros(0)).shape == (0, 3, 4, 4)
+
+
+@pytest.mark.parametrize("images", [[], [5]])
+def test_noise_for_another_number_of_images_is_refused(images):
+    with pytest.raises(UserError, match=f"noise of {len(images)} images? for a batch of 4"):
+        ImageDraws(0, images).uniform(zeros(4))
 
 
 def test_rows_of_batch_draws_are_drawn_from_the_same_generator():

@@ -356,7 +356,8 @@ def test_unknown_norms_are_refused():
     [
         ({"epsilon": -0.1}, "epsilon must be at least 0, not -0.1"),
         ({"epsilon": float("nan")}, "epsilon must be at least 0, not nan"),
-        ({"num_steps": -1}, "num_steps must be at least 0, not -1"),
+        ({"num_steps": -1}, "num_steps must be a whole number of at least 0, not -1"),
+        ({"num_steps": 2.5}, "num_steps must be a whole number of at least 0, not 2.5"),
         ({"restarts": 0}, "restarts must be at least 1, not 0"),
         ({"step_size": -0.1}, "step_size must be at least 0, not -0.1"),
         ({"step_size": float("nan")}, "step_size must be at least 0, not nan"),

@@ -170,6 +170,17 @@ def test_the_error_of_a_failing_worker_reaches_the_user(ending, message, run, tm
     assert not list((run / "evaluation").glob("shard-*.json"))
 
 
+def test_a_failing_worker_ends_the_others(run, tmp_path, capsys, monkeypatch):
+    worker = tmp_path / "python"
+    fails = "echo 'advmoe: error: no memory' >&2\nexit 2"
+    worker.write_text(f"#!/bin/sh\ncase \"$*\" in *'--part 1'*) exec sleep 600;; esac\n{fails}\n")
+    worker.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(worker))
+    began = time.monotonic()
+    assert error_line(capsys, run, "--processes", "2", *PLAN) == "advmoe: error: no memory\n"
+    assert time.monotonic() - began < 500
+
+
 def test_json_is_all_of_stdout_and_robustbench_has_its_fields(run, capsys, tmp_path):
     capsys.readouterr()
     path = tmp_path / "info.json"

@@ -360,6 +360,14 @@ def test_one_step_that_beats_the_iterated_attack_fails() -> None:
     assert check.detail.startswith("one step 0.0 %, iterated 100.0 %")
 
 
+def test_an_image_that_one_step_makes_right_is_not_robust() -> None:
+    """Greys of 0.45, labelled as light, are wrong; there one step goes the wrong way and makes them light."""
+    x, y = images(*[0.4] * 20, *[0.45] * 20)
+    check = run(checks.iterated_beats_one_step, OneStep(), (x, y + (torch.arange(40) >= 20)), epsilon=0.15)
+    assert check.status == "fail"
+    assert check.detail.startswith("one step 0.0 %, iterated 50.0 %")
+
+
 class Speckled(Net):
     """Wrong if an image's pixels differ by much: true of random points, not of points that sign steps reach."""
 

@@ -58,6 +58,15 @@ def test_every_call_and_every_position_of_a_layer_counts(kind):
     assert next(layer.gmacs_ideal for layer in total.layers if layer.name == "unused") == 0
 
 
+def test_products_of_triton_kernels_count():
+    network = Repeated(MoEKind(0.5, 2))
+    expected = cost(network, (3, 8, 8))
+    for layer in network.moe_layers():
+        layer.dispatch = "triton"
+    assert cost(network, (3, 8, 8)) == expected
+    assert {layer.dispatch for layer in network.moe_layers()} == {"triton"}
+
+
 def test_counting_does_not_change_the_model():
     model = resnet18(MoEKind(0.2)).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}

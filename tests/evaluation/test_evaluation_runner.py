@@ -284,6 +284,8 @@ def test_bad_images_are_refused_in_one_line(toy, x, spoil, message):
         ({"epsilon": float("nan")}, "epsilon must be at least 0 and finite, not nan"),
         ({"seed": -1}, "seed must be in"),
         ({"shard_size": 0}, "shard_size must be at least 1, not 0"),
+        ({"shard_size": 2.5}, "shard_size must be a whole number, not 2.5"),
+        ({"epsilon": "8/255"}, "epsilon must be a number, not '8/255'"),
         ({"part": (2, 2)}, r"part must be \(i, k\) with 0 <= i < k, not \(2, 2\)"),
     ],
 )

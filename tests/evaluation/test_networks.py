@@ -22,7 +22,7 @@ from advmoe.evaluation.target import EvaluationOptions, make_target, routed_insi
 from advmoe.evaluation.wrappers import CopiedInput, copying, gradient_network
 from advmoe.models import deployed
 from advmoe.models.resnet import ResNet
-from advmoe.moe import DenseKind, MoEKind
+from advmoe.moe import DenseKind, MoEKind, convert
 from advmoe.runs.loaded import Loaded
 
 X = images(8)
@@ -57,6 +57,26 @@ def test_a_network_that_changes_its_input_gets_copies(always: bool) -> None:
     evaluation = evaluate(InPlace(always=always).eval(), x, y, epsilon=EPSILON, preset=PLAN)
     assert torch.equal(x, X)
     assert (evaluation.sa, evaluation.broken) == (100, reference.broken)
+
+
+def test_a_converted_network_that_changes_its_input_gets_copies() -> None:
+    convolutions = [nn.Conv2d(channels, 8, 3, padding=1) for channels in (1, 8)]
+    plain = nn.Sequential(nn.ReLU(inplace=True), *convolutions, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    model = convert(plain, example_input=X[:1]).eval()
+    assert evaluate(model, X, model(X.clone()).argmax(dim=1), epsilon=EPSILON, preset=PLAN).sa == 100
+
+
+class WithExtraState(OutOfPlace):
+    def get_extra_state(self) -> dict[str, int]:
+        return {"steps": 3}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        assert state == {"steps": 3}
+
+
+def test_state_that_is_no_tensor_is_left_out_of_the_key_of_stored_results() -> None:
+    model = WithExtraState(always=True).eval()
+    assert evaluate(model, X, model(X).argmax(dim=1), epsilon=EPSILON, preset=PLAN).sa == 100
 
 
 def test_only_networks_that_need_copies_get_them() -> None:

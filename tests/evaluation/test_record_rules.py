@@ -48,6 +48,13 @@ def test_values_that_are_not_numbers(value):
     assert not is_number(value)
 
 
+def test_the_largest_seeds_are_recorded():
+    largest = 2**63 - 1
+    record = with_value(with_value(RECORD, ("attack_seed",), largest), ("config", "seed"), largest)
+    assert fault(record) == ""
+    assert checked_record(record, "here").config.model_dump()["seed"] == largest
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [

@@ -36,6 +36,8 @@ class Apgd:
 
     def __post_init__(self) -> None:
         check_settings(self.epsilon, self.norm, self.num_steps, self.restarts)
+        if not 0 < self.rho <= 1:
+            raise UserError(f"rho must be in (0, 1], not {self.rho:g}")
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ def _attack(problem: _Problem, results: _Results, x: Tensor, target: Tensor, dra
     for done in range(1, settings.num_steps + 1):
         _move(run, problem, 1.0 if done == 1 else MOMENTUM)
         if done in marks:
-            _judge(run, settings.rho * (done - checked))
+            _adapt_step(run, settings.rho * (done - checked))
             checked = done
             index, run = _retire(results, index, run)
             if not len(index):
@@ -209,7 +211,7 @@ def _remember(run: _Run, wrong: Tensor) -> None:
     run.broken = run.broken | wrong
 
 
-def _judge(run: _Run, enough: float) -> None:
+def _adapt_step(run: _Run, enough: float) -> None:
     """Halve the step size and return to the best point where condition 1 or 2 holds.
 
     Condition 1: too few steps raised the objective. Condition 2: the step size was not halved at the last checkpoint, and the best

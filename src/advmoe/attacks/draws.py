@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from advmoe import distributed
+from advmoe.errors import UserError
+from advmoe.wording import number_of
 
 
 def derive_seed(*numbers: int) -> int:
@@ -68,7 +70,10 @@ class BatchDraws:
 
 
 class ImageDraws:
-    """Noise from one generator per image. The noise of an image does not depend on the other images of its batch."""
+    """Noise from one generator per image. The noise of an image does not depend on the other images of its batch.
+
+    Raises UserError if a batch has another number of images.
+    """
 
     def __init__(self, seed: int, images: Sequence[int]) -> None:
         self.generators = [torch.Generator().manual_seed(derive_seed(seed, image)) for image in images]
@@ -92,5 +97,7 @@ class ImageDraws:
         return chosen
 
     def _rows(self, x: Tensor, fill: Callable[[Tensor, torch.Generator], Tensor]) -> Tensor:
+        if len(x) != len(self.generators):
+            raise UserError(f"noise of {number_of(len(self.generators), 'image')} for a batch of {len(x)}")
         rows = [fill(torch.empty(x.shape[1:]), generator) for generator in self.generators]
         return torch.stack(rows).to(x) if rows else torch.empty_like(x)

@@ -4,7 +4,7 @@ Images are [B, C, H, W] with pixels in [0, 1]; distances are in the same unit.
 """
 
 from math import prod
-from typing import get_args
+from typing import SupportsIndex, get_args
 
 import torch
 from torch import Tensor
@@ -25,8 +25,8 @@ def check_settings(epsilon: float, norm: str, num_steps: int, restarts: int) -> 
     check_norm(norm)
     if not epsilon >= 0:
         raise UserError(f"epsilon must be at least 0, not {epsilon:g}")
-    if num_steps < 0:
-        raise UserError(f"num_steps must be at least 0, not {num_steps}")
+    if not isinstance(num_steps, SupportsIndex) or num_steps < 0:
+        raise UserError(f"num_steps must be a whole number of at least 0, not {num_steps}")
     check_count("restarts", restarts)
 
 

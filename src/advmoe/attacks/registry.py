@@ -198,8 +198,10 @@ def _surrogate(words: str, make: Callable[[Job], Surrogate], stream: int) -> Att
 
 def _reroute(words: str, beam: Beam, steps: int) -> Attack:
     """The entry of a rerouting attack. Its passes are counted for 16 layers of two experts."""
-    probes = 16 / 3 + 2 * beam.singles * (PROBE_STEPS + 1)
-    passes = math.ceil(beam.budget * (steps + 4 / 3) + probes)
+    # a forward pass; for each change a gradient, through half of the network on average, and a forward pass
+    ranking = 1 / 3 + 16 / 3 + 16 / 3
+    probes = 2 * beam.singles * (PROBE_STEPS + 1 / 3)
+    passes = math.ceil(ranking + probes + beam.budget * (steps + 4 / 3))
     run = partial(run_reroute, beam=beam, steps=steps)
     return Attack(run, f"{words} over pathways, cheapest and weakest first", passes, "route-aware", "routing", version=2)
 

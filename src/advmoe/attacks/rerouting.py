@@ -45,8 +45,8 @@ class Beam:
 
 @torch.no_grad()
 def reroute(model: Routed, x: Tensor, y: Tensor, search: Search, beam: Beam, draws: Draws) -> Tensor:
-    """x' [B, C, H, W] in the L-infinity ball: a point that fools the network on another pathway, or the image itself if the
-    search finds none. x [B, C, H, W], y [B] int64. `model` should be frozen.
+    """x' [B, C, H, W] in the L-infinity ball: a point that fools the network, usually on another pathway, or the image
+    itself if the search finds none. x [B, C, H, W], y [B] int64. `model` should be frozen.
     """
     task = _Task(model, x, y, search, x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device))
     start = project(x + search.epsilon * draws.uniform(x), x, search.epsilon)

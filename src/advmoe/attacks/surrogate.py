@@ -113,14 +113,14 @@ def with_routing_margin(model: Routed, route: Tensor, weight: float) -> Surrogat
     A positive weight keeps images on the route; a negative one moves them away from it.
     """
 
-    def objective(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
+    def value(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         logits, routings = model.forward_routed(x, HARD)
         margin = margins(routings, route[rows])
         choice = torch.isfinite(margin)
         mean = torch.where(choice, margin, 0).sum(dim=1) / choice.sum(dim=1).clamp(min=1)
         return cross_entropy(logits, y) + weight * mean
 
-    return objective
+    return value
 
 
 def margins(routings: Sequence[Routing], route: Tensor) -> Tensor:

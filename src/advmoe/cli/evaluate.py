@@ -61,7 +61,7 @@ def run(arguments: EvaluateCommand) -> None:
 
 
 def _check_used(arguments: EvaluateCommand) -> None:
-    """Raises UserError for flags of the Record, which a part of the shards does not make. Workers inherit them."""
+    """Raises UserError for flags that need a Record, which --part does not write. Workers inherit them."""
     flags = {
         "robustbench": arguments.robustbench is not None, "control": arguments.control is not None,
         "keep-images": arguments.keep_images, "json": arguments.json,
@@ -264,9 +264,11 @@ def _evaluate_in_workers(arguments: EvaluateCommand, refresh: Callable[[], None]
             )
             stack.callback(process.terminate)  # so that they stop with this process; no effect on finished ones
             workers.append((process, errors))
-        while any(process.poll() is None for process, _ in workers):
+        codes: list[int | None] = [None]
+        while None in codes and not any(codes):  # the first worker that fails ends the others, whose results are kept
             refresh()
             time.sleep(0.5)
+            codes = [process.poll() for process, _ in workers]
         for process, errors in workers:
             if process.returncode:
                 errors.seek(0)

@@ -1,6 +1,7 @@
 """The cost of a network: parameters, and GMACs (multiply-accumulates for one image, in billions)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -38,12 +39,26 @@ class Cost:
 
 def cost(model: Classifier, shape: Shape) -> Cost:
     """The cost of one image [C, H, W], in total and of each layer."""
-    with FlopCounterMode(display=False) as counter:
+    with _countable(model), FlopCounterMode(display=False) as counter:
         ideal = layer_macs(model, layer_positions(model, shape))
     executed = _executed(model, counter)
     params = layer_params(model)
     layers = tuple(LayerCost(name, params[name], ideal.get(name, 0) / 1e9, executed.get(name, 0) / 1e9) for name in params)
     return Cost(sum(params.values()), sum(ideal.values()) / 1e9, _macs(counter, "Global") / 1e9, layers)
+
+
+@contextmanager
+def _countable(model: Classifier) -> Iterator[None]:
+    """Inside the block, layers with the dispatch triton use split, which computes the same products: torch cannot count those of
+    Triton's kernels."""
+    layers = [layer for layer in model.moe_layers() if layer.dispatch == "triton"]
+    try:
+        for layer in layers:
+            layer.dispatch = "split"
+        yield
+    finally:
+        for layer in layers:
+            layer.dispatch = "triton"
 
 
 @torch.no_grad()

@@ -10,7 +10,11 @@ from torch import nn
 
 @contextmanager
 def full_float32(model: nn.Module) -> Iterator[None]:
-    """Inside the block, `model` runs in float32, without autocast and TF32, as the network that judges adversarial images must."""
+    """Inside the block, `model` runs in float32, without autocast and TF32, as the network that judges adversarial images must.
+
+    Afterwards each setting of a backend has its value of before. It is then set explicitly, so a later change of
+    `torch.backends.fp32_precision` no longer changes it.
+    """
     device = next(iter(model.parameters()), torch.zeros(())).device
     with torch.autocast(device.type, enabled=False), _without_rounding():
         yield

@@ -1,6 +1,6 @@
 """The types of a Record's fields: bounded numbers, text and images. Each type describes its valid values in words.
 
-Numbers are finite and at most 1e15 in magnitude; true and false are not numbers.
+Numbers are finite and at most 1e15 in magnitude, or whole and below 2**64, as a seed can be. True and false are not numbers.
 """
 
 import base64
@@ -25,6 +25,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from advmoe.config.schema import MAX_EXPERTS
+from advmoe.errors import INTEGER_LIMIT
 from advmoe.files import JsonObject
 
 MAX_NUMBER = 1e15
@@ -51,8 +52,11 @@ class ValidValues:
 
 
 def is_number(value: Any) -> TypeGuard[int | float]:
-    """Whether a value from JSON is a finite number of at most MAX_NUMBER in magnitude. True and false are not numbers."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and -MAX_NUMBER <= value <= MAX_NUMBER
+    """Whether a value from JSON is a number: finite and at most MAX_NUMBER in magnitude, or whole and below INTEGER_LIMIT, as
+    settings of a run are. True and false are not numbers."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < INTEGER_LIMIT if isinstance(value, int) else -MAX_NUMBER <= value <= MAX_NUMBER
 
 
 def plain(value: Any) -> Any:
@@ -85,7 +89,7 @@ Scale = Annotated[float, Field(strict=True, gt=0, le=1), ValidValues("a number i
 RecordedShare = Annotated[float, Field(strict=True, ge=0, le=1.001), ValidValues("a number from 0 to 1")]
 NonNegativeInt = Annotated[int, Field(strict=True, ge=0, le=MAX_NUMBER), ValidValues("a whole number of at least 0")]
 Size = Annotated[int, Field(strict=True, ge=1, le=MAX_NUMBER), ValidValues("a whole number of at least 1")]
-Seed = Annotated[int, Field(strict=True, ge=-MAX_NUMBER, le=MAX_NUMBER), ValidValues("a whole number")]
+Seed = Annotated[int, Field(strict=True, gt=-INTEGER_LIMIT, lt=INTEGER_LIMIT), ValidValues("a whole number")]
 Experts = Annotated[int, Field(strict=True, ge=1, le=MAX_EXPERTS), ValidValues(f"a whole number from 1 to {MAX_EXPERTS}")]
 Text = Annotated[str, Field(strict=True), ValidValues("text")]
 Png = Annotated[str, Field(strict=True), AfterValidator(_png), ValidValues("a grey or RGB PNG in base64")]

@@ -18,7 +18,7 @@ AUTOATTACK = {  # figure -> its label
     "ra_aa": "RA-AA", "ra_aa_few_classes": "RA-AA (few classes)",
     "ra_aa_plus": "RA-AA-plus", "ra_aa_plus_few_classes": "RA-AA-plus (few classes)",
 }  # fmt: skip
-COLLAPSE = 0.95  # fraction of a layer's images above which one expert has them all
+COLLAPSE = 0.95  # share of a layer's images above which one expert has nearly all
 
 
 def threshold(points: float, images: int) -> float:
@@ -62,7 +62,8 @@ def autoattack_reliable(figures: Mapping[str, float], worst: float, total: int) 
 
 
 def routing_alive(routing: RoutingFigures | None) -> Check:
-    """(6) Expert load on clean and adversarial images, and route changes. Warns if one expert gets all images of a layer."""
+    """(6) Expert load on clean and adversarial images, and route changes. Warns if one expert gets more than
+    95 % of a layer's images."""
     if routing is None:
         return Check(6, "experts are used", "skipped", "no routing, or PGD-50 was not run")
     layers = zip(routing.load, routing.load_adv, strict=True)

@@ -35,8 +35,8 @@ class Evaluation:
     correct: list[int] = field(repr=False)
     broken: dict[str, list[int]] = field(repr=False)
     left_out: dict[str, str]
-    ever: list[int] = field(default_factory=list, repr=False)
-    partly_run: dict[str, str] = field(default_factory=dict)
+    ever: list[int] = field(repr=False)
+    partly_run: dict[str, str]
 
     @property
     def images(self) -> int:
@@ -58,7 +58,7 @@ class Evaluation:
 
     def result(self) -> EvaluationResult:
         """The section `evaluation` of a Record."""
-        robust = set(self.correct) - {row for rows in (self.ever, *self.broken.values()) for row in rows}
+        robust = set(self.correct) - set(self.ever)
         named = {"ra_worst" if self.complete else "ra_worst_quick": self.worst, "sa": self.sa, **self.figures}
         return EvaluationResult(
             images=self.images, figures=named, complete=self.complete,

@@ -1,8 +1,8 @@
 """The worker for one shard of images. It runs the attacks one after another and saves after each, so it can be resumed.
 
-The result of a shard depends only on its images, the network, the plans that were run and the seed, under AutoAttack also on the
-batch size, for which it draws noise. Shards may therefore run in any order, in any number of processes, and be interrupted at any
-time.
+The result of a shard depends only on its images, the network, the plans that were run and the seed; also on the batch size under
+AutoAttack, which draws noise for a batch, and under `paths`, which attacks as many pathways at once as a batch holds. Shards may
+therefore run in any order, in any number of processes, and be interrupted at any time.
 """
 
 import time
@@ -134,8 +134,10 @@ class Worker:
             done.append(name)
 
     def _attack(self, name: str, rows: list[int], known: AttackRun | None = None) -> AttackRun:
-        """Attack the `rows` that the stored result `known` lacks, and add them to it. Figures of other plans need its rows, and
-        another run on all of them could break others: AutoAttack draws noise for a batch."""
+        """Attack the `rows` that the stored result `known` lacks, and add them to it.
+
+        The known rows are not attacked again: figures of other plans use them, and AutoAttack, which draws noise for a batch, could
+        break other images."""
         started = Time.now()
         rows = [row for row in rows if known is None or row not in known.rows]
         points = [run_attack(name, job, self.target.model) for job in self._jobs(rows)]
@@ -161,8 +163,8 @@ class Worker:
         )  # fmt: skip
 
     def _keep(self, name: str, run: AttackRun, x_adv: Tensor) -> None:
-        """Store the result, and then its x'. Those of the result that it replaces are removed before, so that a process that is
-        stopped at any time leaves no x' of another result."""
+        """Store the result, and then its x'. The old x' are removed first, so that a process that is stopped at any time leaves
+        no x' of another result."""
         shard, path = self.shard, self._images_path(name)
         if path is not None:
             path.unlink(missing_ok=True)

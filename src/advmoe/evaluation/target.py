@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, get_args
 
@@ -56,6 +57,8 @@ class EvaluationOptions:
     def __post_init__(self) -> None:
         if self.norm not in get_args(Norm):
             raise UserError(f"norm must be {' or '.join(get_args(Norm))}, not {self.norm}")
+        if not isinstance(self.epsilon, Real):
+            raise UserError(f"epsilon must be a number, not {self.epsilon!r}")
         if not 0 <= self.epsilon < math.inf:
             raise UserError(f"epsilon must be at least 0 and finite, not {self.epsilon:g}")
         if self.norm == "Linf" and self.epsilon > 1:
@@ -123,7 +126,7 @@ def make_target(network: nn.Module, x: Tensor, y: Tensor, options: EvaluationOpt
     Raises UserError if images, labels or logits have wrong shapes, dtypes or values.
     """
     _check_images(x, y)
-    x = x.detach().contiguous()
+    x, y = x.detach().contiguous(), y.detach().to(x.device).contiguous()
     model: Any = copying(network, x[:1])
     classes = _num_classes(model, x[:1], "the network")
     if y.min() < 0 or y.max() >= classes:
@@ -179,7 +182,8 @@ def routed_inside(model: nn.Module) -> nn.Module:
 
 def store_key(target: Target, shard_size: int) -> StoreKey:
     """The key of stored results of the target. Raises UserError if logits are not finite."""
-    data = hashlib.sha256(target.x.cpu().numpy().tobytes() + target.y.cpu().numpy().tobytes())
+    data = hashlib.sha256(target.x.cpu().numpy().data)
+    data.update(target.y.cpu().numpy().data)
     low = isinstance(target.search, LowPrecision)
     model = target.model.model if isinstance(target.model, CopiedInput) else target.model
     return StoreKey(
@@ -220,10 +224,11 @@ def _routes(model: Any, x: Tensor) -> bool:
 
 
 def _digest(model: nn.Module) -> str:
-    """SHA-256 of the names and bytes of parameters and buffers, of any dtype."""
+    """SHA-256 of the names and bytes of parameters and buffers, of any dtype. Other state of a module is left out."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    for name, value in sorted(model.state_dict().items()):
+        if isinstance(value, Tensor):
+            digest.update(name.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -13,11 +13,11 @@ from advmoe.config.choices import BATCH_SIZE, PATHWAY_BUDGET, SHARD_SIZE, Norm
 from advmoe.errors import UserError, check_count, short_repr
 
 COSTS = {  # of the presets; the tests count them (tests/budget.py). No comma in a number: help ends lines after commas
-    "quick": "at most 50 PGD passes an image; at most 121 APGD and 154 route-aware passes on survivors",
+    "quick": "at most 50 PGD passes an image; at most 121 APGD and 157 route-aware passes on survivors",
     "standard": "at most 50 PGD and 3905 AutoAttack passes an image; "
     "at most 282 APGD, 1813 route-aware and 68 transfer passes on survivors; all self-checks",
     "full": "at most 50 PGD, 3905 AutoAttack and 5525 AutoAttack plus passes an image; "
-    "at most 704 PGD, 1438 APGD, 5787 route-aware and 68 transfer passes on survivors; all self-checks",
+    "at most 704 PGD, 1438 APGD, 5776 route-aware and 68 transfer passes on survivors; all self-checks",
 }
 
 
@@ -31,8 +31,8 @@ class EvaluateArguments:
     """Attack a trained network on the test set, and write the result to RUN/record.json; for a file NAME.safetensors, to
     NAME.record.json beside it.
 
-    Costs are in passes, forward and backward. Survivors are the images that AutoAttack did not break (without AutoAttack: that no
-    attack of a figure broke), less those that a later attack broke. A network that routes costs more: 50 PGD passes for wrongly
+    Costs are in passes, forward and backward. Survivors are the images that AutoAttack and all later attacks so far did not break;
+    without AutoAttack, the attacks of all figures take its place. A network that routes costs more: 50 PGD passes for wrongly
     classified images too, and for each expert 10 PGD passes an image and at most 79 APGD passes on those that these leave.
     """
 
