@@ -228,7 +228,7 @@ def test_processes_are_divided_among_the_cuda_devices(tmp_path, monkeypatch, dev
         (["--part", "0", "2", "--fresh"], "--part excludes --processes, and --fresh"),
         (["--processes", "0"], "processes must be at least 1, not 0"),
         (["--attacks", "rerout"], "unknown attack 'rerout': did you mean reroute"),
-        (["--attacks"], "--attacks needs names of attacks, such as pgd_50 and reroute"),
+        (["--attacks"], "--attacks needs a value (see advmoe evaluate --help)"),
         (["--attacks", "transfer"], "nothing can be run of transfer"),
         (["--limit-test", "x"], "error: --limit-test must be INT (see advmoe evaluate --help)"),
         (["--part", "1"], "error: --part must be INT INT (see advmoe evaluate --help)"),
@@ -249,6 +249,15 @@ def test_processes_are_divided_among_the_cuda_devices(tmp_path, monkeypatch, dev
 )
 def test_bad_input_is_one_line(run, capsys, arguments, message):
     assert message in error_line(capsys, run, *arguments, "--device", "cpu")
+
+
+def test_a_control_for_another_threat_model_or_other_images_is_refused_before_the_attacks(run, capsys, monkeypatch):
+    assert main(["evaluate", str(run), *PLAN]) == 0
+    monkeypatch.setattr("advmoe.runs.evaluate.evaluate_run", None)
+    line = error_line(capsys, run, *PLAN, "--epsilon", "0.01", "--control", str(run))
+    assert line.endswith("was evaluated with Linf epsilon 0.1, not Linf epsilon 0.01: not a control for this run\n")
+    line = error_line(capsys, run, *PLAN, "--limit-test", "5", "--control", str(run))
+    assert line.endswith("was evaluated on other test images: not a control for this run\n")
 
 
 def test_a_control_that_is_not_evaluated_is_one_line(run, capsys, tmp_path, monkeypatch):

@@ -155,7 +155,7 @@ def test_nothing_to_classify_is_one_line_and_status_2(run: Path, tmp_path: Path,
     )
     out, err = run_predict(capsys, run, tmp_path, *form.split(), status=2)
     assert out == ""
-    assert err.splitlines()[-1] == f"advmoe: error: {tmp_path}: none of 1 files is an image"
+    assert err.splitlines()[-1] == f"advmoe: error: {tmp_path}: none of 1 file could be read as an image"
 
 
 def test_no_more_than_a_batch_is_in_memory(run: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:

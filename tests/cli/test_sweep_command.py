@@ -308,6 +308,7 @@ def test_a_failed_run_is_named_at_the_end_and_the_rest_continue(tmp_path, capsys
         (["a1", "--address", "here"], "--address is for --placement ray or slurm"),
         (["a1", "--slurm", "a=b"], "--slurm is for --placement slurm"),
         (["a1"], "cifar10 needs --data-dir"),
+        (["a1", "--only"], r"--only needs a value \(see advmoe sweep --help\)"),
         (["a1", "--only", "vgg"], "--only vgg: no run has this in its name"),
         (["a1", "--workers", "100000"], "workers must be at most the number of cores"),
     ],

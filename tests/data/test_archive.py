@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import struct
 import tarfile
 import tracemalloc
@@ -53,6 +54,13 @@ PACKED, SIZE = 20, 24  # offsets
 def read_zip(path: Path, **options: int) -> bytes:
     with open_zip(path) as archive:
         return read_entry(archive, "a", "here", **options)
+
+
+def test_a_pipe_is_refused(tmp_path: Path) -> None:
+    """Opening it would wait for ever for a process that writes to it."""
+    os.mkfifo(tmp_path / "a.zip")
+    assert refusal(read_zip, tmp_path / "a.zip").endswith("a.zip: not a plain file")
+    assert refusal(read_tar, tmp_path / "a.zip").endswith("a.zip: not a plain file")
 
 
 # Tars

@@ -9,6 +9,8 @@ from typing import Any
 
 import cifar10
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from cifar10 import TEST, TRAIN
 from cifar_files import Part, encoded, write_archive, write_table
@@ -127,6 +129,20 @@ def test_parquet_column_of_another_kind(column: list[Any], tmp_path: Path) -> No
     path = next(cifar10.write_parquet(tmp_path).glob("test*"))
     write_table(path, img=column, label=[0])
     assert error_line(tmp_path) == f"{path}: row 0 has no image bytes"
+
+
+def test_parquet_with_two_columns_of_one_name(tmp_path: Path) -> None:
+    path = next(cifar10.write_parquet(tmp_path).glob("test*"))
+    column = pyarrow.array([encoded(TEST.raw[0])])
+    pyarrow.parquet.write_table(pyarrow.Table.from_arrays([column, column, pyarrow.array([0])], ["img", "img", "label"]), path)
+    assert error_line(tmp_path).startswith(f"{path}: damaged or incomplete Parquet file (")
+
+
+def test_parquet_text_that_is_not_utf_8(tmp_path: Path) -> None:
+    path = next(cifar10.write_parquet(tmp_path).glob("test*"))
+    text = pyarrow.array([b"\xff\xfe"]).view(pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table({"img": text, "label": [0]}), path)
+    assert error_line(tmp_path).startswith(f"{path}: damaged or incomplete Parquet file (")
 
 
 @pytest.mark.parametrize("label", [10, -1, None])

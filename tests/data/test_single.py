@@ -160,8 +160,8 @@ def test_array_is_taken_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros((1, 8, 8)), "shape (1, 8, 8); needed are floats in [0, 1] of shape (3, 8, 8)"),
-        (np.full(COLOUR, 1.5), "needed are floats in [0, 1]"),
+        (np.zeros((1, 8, 8)), "shape (1, 8, 8), values from 0 to 0; needed are floats in [0, 1] of shape (3, 8, 8)"),
+        (np.full(COLOUR, 1.5), "values from 1.5 to 1.5; needed are floats in [0, 1]"),
         (np.full(COLOUR, np.nan), "needed are floats in [0, 1]"),
         (np.zeros(COLOUR, dtype=np.uint8), "uint8 of shape"),
         (np.array([{}], dtype=object), "not an array that can be read"),

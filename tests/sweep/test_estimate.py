@@ -22,6 +22,7 @@ from advmoe.sweep.estimate import (
     timings,
     training_seconds,
 )
+from advmoe.training.interrupts import Stopped
 
 CPU = torch.device("cpu")
 
@@ -50,6 +51,16 @@ def test_a_target_that_needs_several_epochs_is_timed(tiny, options):
 def test_a_rate_at_which_random_images_would_diverge_does_not_stop_the_estimate(tiny):
     config = tiny("advmoe", lr=1e30, router_lr=1e30)
     assert min(measure(config, image_spec(config), CPU).phases) > 0
+
+
+def test_a_stop_while_the_speed_is_measured_does_not_speak_of_a_checkpoint(tiny, monkeypatch):
+    def stopped(*arguments):
+        raise Stopped(15, "after epoch 1, which is saved")
+
+    monkeypatch.setattr("advmoe.sweep.estimate.train", stopped)
+    config = tiny("at_dense")
+    with pytest.raises(Stopped, match=r"^while the speed was measured, before any run was continued$"):
+        measure(config, image_spec(config), CPU)
 
 
 def test_training_time_is_that_of_the_remaining_epochs(tiny):

@@ -72,10 +72,7 @@ def _check_used(arguments: EvaluateCommand) -> None:
 
 
 def _check_attacks(arguments: EvaluateCommand) -> None:
-    """Raises UserError, before --fresh deletes anything, if no attack follows --attacks, if one is unknown, or if a flag is for an
-    attack that is not run."""
-    if "--attacks" in arguments.argv and not arguments.attacks:
-        raise UserError("--attacks needs names of attacks, such as pgd_50 and reroute")
+    """Raises UserError, before --fresh deletes anything, if an attack is unknown, or if a flag is for an attack that is not run."""
     attacks = resolve(arguments.preset).attacks
     for flag, name, given in (
         ("transfer", "transfer", arguments.transfer is not None),
@@ -92,7 +89,7 @@ def _evaluate(arguments: EvaluateCommand) -> None:
     subject, config, splits = _trained(arguments.run, arguments)
     distributed.on_rank_zero(lambda: _check_writable(subject, arguments))
     transfer = _transfer(arguments, splits)
-    control = None if arguments.control is None else _control(arguments.control, arguments)
+    control = None if arguments.control is None else _control(arguments.control, arguments, config, splits)
     with _claimed(subject.store, arguments.part or (0, 1)):
         record = _record(arguments, subject, config, splits, transfer)
         if record is None:
@@ -110,6 +107,10 @@ def _evaluate(arguments: EvaluateCommand) -> None:
     terminal.print(*evaluation_lines(record), *check_lines(record.evaluation), sep="\n", soft_wrap=True)
     if control is not None:
         terminal.print(comparison_line(record, control), soft_wrap=True)
+
+
+def _epsilon(arguments: EvaluateCommand, config: RunConfig) -> float:
+    return config.attack.epsilon if arguments.epsilon is None else arguments.epsilon
 
 
 def _compared(record: Record, control: Record) -> JsonObject:
@@ -153,7 +154,7 @@ def _record(
     shards = shard_count(len(splits.test), arguments.shard_size)
     with EvaluationProgress(Console(stderr=True, quiet=distributed.rank() > 0), config.method, shards, log=True) as progress:
         options = EvaluationOptions(
-            config.attack.epsilon if arguments.epsilon is None else arguments.epsilon, arguments.norm, arguments.preset,
+            _epsilon(arguments, config), arguments.norm, arguments.preset,
             arguments.seed, arguments.shard_size, transfer=transfer,
             bf16_search=autocast_dtype(arguments.runtime.precision, splits.test.labels.device) is not None,
             save_adversarial=arguments.save_adversarial, progress=progress.attacked, batch_size=arguments.batch_size,
@@ -223,15 +224,21 @@ def _transfer(arguments: EvaluateArguments, splits: Splits) -> Classifier | None
     return model
 
 
-def _control(run: Path, arguments: EvaluateArguments) -> Record:
-    """The Record of another run for the same test set and --name. Raises UserError if there is none."""
+def _control(run: Path, arguments: EvaluateCommand, config: RunConfig, splits: Splits) -> Record:
+    """The Record of another run for the same test set and --name. Raises UserError if there is none, or if it is for other images
+    or another threat model."""
     path = _subject(run, arguments).record_path
-    if path.exists():
-        return read_record(path)
-    if arguments.name is None and arguments.test_set is None:
+    record = read_record(path) if path.exists() else None
+    if record is None and arguments.name is None and arguments.test_set is None:
         record = load(run).record  # of a file, the package or the hub
-        if record is not None:
-            return record
+    if record is not None:
+        epsilon = _epsilon(arguments, config)
+        if (record.epsilon, record.norm) != (epsilon, arguments.norm):
+            theirs, ours = f"{record.norm} epsilon {record.epsilon:.4g}", f"{arguments.norm} epsilon {epsilon:.4g}"
+            raise UserError(f"{run}: was evaluated with {theirs}, not {ours}: not a control for this run")
+        if (record.fingerprint, record.test_images) != (splits.fingerprint, len(splits.test)):
+            raise UserError(f"{run}: was evaluated on other test images: not a control for this run")
+        return record
     names = ("name", "test_set", "corruption", "severity")
     given = [(f"--{name.replace('_', '-')}", str(value)) for name in names if (value := getattr(arguments, name)) is not None]
     command = f"{extension.command()} {shlex.join(['evaluate', str(run), *chain(*given)])}"

@@ -64,6 +64,8 @@ def run(arguments: ExportArguments) -> None:
                 compare(reference, predict, pixels, batch) if exact else agreement(reference, predict, pixels, labels, batch)
             )
     _print(arguments, encoding, comparisons)
+    if any(isinstance(item, Comparison) and not item.compared for item in comparisons):
+        raise UserError(f"{arguments.out}: was not compared with PyTorch: rounding decides the route of every image")
     differing = sorted({row for item in comparisons if isinstance(item, Comparison) for row in item.differing})
     if differing:
         raise UserError(

@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 from advmoe import __version__, extension
 from advmoe.cli.streams import escape_unencodable, warnings_on_stderr
-from advmoe.errors import UserError, lookup
+from advmoe.errors import UserError, lookup, printable
 from advmoe.training.interrupts import Stopped
 
 COMMANDS = {  # each is a module of advmoe.cli.arguments and one of advmoe.cli, imported when it is used
@@ -67,10 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of the output has ended, as after `| head`: `advmoe.__main__` exits quietly
         raise
     except (UserError, OSError, MemoryError, RuntimeError) as error:
-        message = _message(error)
+        message = _message(error, argv[0])
         if message is None:
             raise
-        print(f"advmoe: error: {' '.join(message.splitlines())}", file=sys.stderr)
+        print(f"advmoe: error: {printable(' '.join(message.splitlines()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         position = f" {error}" if isinstance(error, Stopped) else ""
@@ -84,7 +84,7 @@ def _overview() -> str:
     return "\n".join([*lines, "", "Start with: advmoe demo"])
 
 
-def _message(error: BaseException) -> str | None:
+def _message(error: BaseException, command: str) -> str | None:
     """The message for the user; None for a bug, whose traceback is needed."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without importing it for --help
         return OUT_OF_MEMORY
@@ -96,5 +96,5 @@ def _message(error: BaseException) -> str | None:
         return str(error)
     file = f"{error.filename}: " if error.filename else ""
     if error.errno == errno.ENOSPC:
-        return f"{file}no space left on the disk; files that were saved before are complete, and the run can continue from there"
+        return f"{file}no space left on the disk" + (f"; {HOW_TO_CONTINUE[command]}" if command in HOW_TO_CONTINUE else "")
     return f"{file}{error.strerror or error}"

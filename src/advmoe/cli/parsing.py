@@ -104,7 +104,10 @@ def parse(arguments_type: type[Arguments], command: str, argv: list[str], defaul
     options: dict[str, Any] = {} if default is None else {"default": default}
     with on_parse_error(partial(_refuse, arguments_type)):
         arguments: Arguments = tyro.cli(arguments_type, args=argv, prog=f"advmoe {command}", config=(Flat,), **options)
-        return arguments
+    for flag in (argument for argument in argv if argument.startswith("--")):
+        if getattr(arguments, flag[2:].replace("-", "_"), None) == ():
+            raise UserError(f"{flag} needs a value (see advmoe {command} --help)")
+    return arguments
 
 
 def _refuse(arguments_type: type, event: ParseErrorEvent) -> None:

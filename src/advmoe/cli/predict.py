@@ -12,6 +12,7 @@ from advmoe.errors import UserError, printable
 from advmoe.runs.load import load
 from advmoe.runs.loaded import Loaded
 from advmoe.runs.predict import FilePrediction, images_in, predict
+from advmoe.wording import number_of
 
 COLUMNS = ("image", "class", "confidence", "pathway", "note")
 
@@ -37,7 +38,11 @@ def _readable(arguments: PredictArguments, model: Loaded) -> Iterator[FilePredic
             print(f"advmoe: {result.reason}", file=sys.stderr)
     if not count:
         names = ", ".join(map(str, arguments.images))
-        raise UserError(f"{names}: none of {unreadable} files is an image" if unreadable else f"{names}: contains no file")
+        raise UserError(
+            f"{names}: none of {number_of(unreadable, 'file')} could be read as an image"
+            if unreadable
+            else f"{names}: contains no file"
+        )
 
 
 def pathway(route: Sequence[int]) -> str:

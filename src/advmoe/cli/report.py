@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict
 
 from advmoe.cli.arguments.report import ReportArguments
+from advmoe.errors import printable
 from advmoe.evaluation.record import record_schema
 from advmoe.reports.collect import collect
 from advmoe.reports.write import FORMS, write_report
@@ -21,6 +22,12 @@ def run(arguments: ReportArguments) -> None:
         content = {"records": len(records), "verdict": lines, "claims": [asdict(claim) for claim in claims], "files": written}
         print(json.dumps(content))
         return
-    print(*statements, "", *(f"{claim.verdict:12} {claim.text}" for claim in claims), "", sep="\n")
+    print(
+        *(printable(str(statement)) for statement in statements),
+        "",
+        *(f"{claim.verdict:12} {claim.text}" for claim in claims),
+        "",
+        sep="\n",
+    )
     files = f"{arguments.out}: report.html, tables/ ({', '.join(FORMS)}), figures/ (png, pdf)"
     print(f"Written from {number_of(len(records), 'Record')} to {files}")

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from advmoe.cli.arguments.watch import WatchArguments
 from advmoe.cli.streams import console
-from advmoe.errors import UserError
+from advmoe.errors import UserError, printable
 from advmoe.evaluation.record import Record
 from advmoe.reports.measures import label, worst_of
 from advmoe.runs.status import STYLES, RunStatus, State, find_runs, read_run
@@ -62,7 +62,9 @@ def statuses(folder: Path) -> list[RunStatus]:
 
 def watch_view(runs: Sequence[RunStatus], root: Path, console: Console) -> RenderableType:
     """A table with a row for each run, and a line with the reason for each failed run."""
-    reasons = [Text(f"{_name(run, root)}: {run.reason}", STYLES[run.state]) for run in runs if run.reason]
+    reasons = [
+        Text(printable(f"{_name(run, root)}: {' '.join(run.reason.splitlines())}"), STYLES[run.state]) for run in runs if run.reason
+    ]
     return Group(watch_table(runs, root, console), *reasons)
 
 
@@ -114,7 +116,7 @@ def _cells(run: RunStatus, root: Path) -> dict[str, str | Text]:
 
 
 def _name(run: RunStatus, root: Path) -> str:
-    return run.path.resolve().name if run.path == root else str(run.path.relative_to(root))
+    return printable(run.path.resolve().name if run.path == root else str(run.path.relative_to(root)))
 
 
 def _worst(record: Record) -> str:

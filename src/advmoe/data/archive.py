@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from advmoe.errors import UserError, reason_of
+from advmoe.files import check_plain
 
 CHUNK = 2**20  # bytes that are read at once, and the longest header of a tar
 RATIO = 200  # the most unpacked bytes for each packed byte; the first MiB is free
+MAX_FILE = 2**40  # bytes of an archive; the one of ImageNet has 148 billion
 MAX_ENTRY = 2**23  # bytes of one file of a zip; TinyImageNet's list of 10,000 test images has 0.4 million
 
 
@@ -38,6 +40,7 @@ def check_member(path: Path, member: tarfile.TarInfo) -> None:
 @contextmanager
 def open_zip(path: Path, kind: str = "zip archive") -> Iterator[zipfile.ZipFile]:
     """A zip archive. Raises UserError, which calls it a `kind`, if its directory of files is damaged."""
+    check_plain(path, MAX_FILE)
     with path.open("rb") as file:
         try:
             archive = zipfile.ZipFile(file)
@@ -72,8 +75,9 @@ def read_entry(archive: zipfile.ZipFile, name: str, where: str, limit: int = MAX
 def tar_members(archive: Path) -> Generator[Member]:
     """The members of a tar or tar.gz, decompressed once from start to end.
 
-    Raises UserError as `check_member`, and on a bomb or a missing end, and nearly any exception on damage.
+    Raises UserError as `check_plain` and `check_member`, and on a bomb or a missing end, and nearly any exception on damage.
     """
+    check_plain(archive, MAX_FILE)
     with archive.open("rb") as file:
         open_stream: Any = gzip.open if file.read(2) == b"\x1f\x8b" else open
     with open_stream(archive, "rb") as stream:

@@ -11,8 +11,9 @@ from typing import IO
 
 import numpy as np
 
-from advmoe.data.archive import open_zip, read_entry
+from advmoe.data.archive import MAX_FILE, open_zip, read_entry
 from advmoe.errors import UserError, reason_of
+from advmoe.files import check_plain
 
 MAGIC = b"\x93NUMPY"
 LOCAL_HEADER = struct.Struct("<4s5H3L2H")  # of an entry of a zip; its last two numbers are the lengths of name and extra field
@@ -39,6 +40,7 @@ def parse_npy(content: bytes, where: str) -> np.ndarray:
 
 def read_npy(path: Path) -> np.ndarray:
     """The array in an .npy file. Raises UserError, which names the file, if it is damaged or too large."""
+    check_plain(path, MAX_FILE)
     with path.open("rb") as file:
         return parse_npy(_bounded(file, str(path)), str(path))
 

@@ -336,20 +336,20 @@ def _bounded_table(path: Path) -> pyarrow.Table:
 def _parquet_file(variant: Variant, path: Path) -> Encoded:
     try:
         table = _bounded_table(path)
+        column = next((name for name in ("img", "image") if name in table.column_names), None)
+        label = next((name for name in variant.label_columns if name in table.column_names), None)
+        if column is None or label is None:
+            raise UserError(f"{path}: needs columns img and {variant.label_columns[0]}, has {', '.join(table.column_names)}")
+        rows, labels = table[column].to_pylist(), table[label].to_pylist()
     except PermissionError:
         raise
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, KeyError, ValueError) as error:  # two columns of one name, text that is not UTF-8
         raise UserError(f"{path}: damaged or incomplete Parquet file ({reason_of(error)})") from None
-    column = next((name for name in ("img", "image") if name in table.column_names), None)
-    label = next((name for name in variant.label_columns if name in table.column_names), None)
-    if column is None or label is None:
-        raise UserError(f"{path}: needs columns img and {variant.label_columns[0]}, has {', '.join(table.column_names)}")
-    rows = table[column].to_pylist()
     items: list[Any] = [row.get("bytes") if isinstance(row, dict) else row for row in rows]
     for number, item in enumerate(items):
         if not isinstance(item, bytes):
             raise UserError(f"{path}: row {number} has no image bytes")
-    return Encoded(items, [f"{path}: row {number}" for number in range(len(items))], table[label].to_pylist(), path)
+    return Encoded(items, [f"{path}: row {number}" for number in range(len(items))], labels, path)
 
 
 # Folders of images, one for each class

@@ -97,7 +97,10 @@ def turn_upright(image: Image.Image) -> Image.Image:
 
 
 def check_size(image: Image.Image, where: str) -> None:
-    """Raises UserError, which starts with `where`, if an opened image has more than MAX_PIXELS, before it is decoded."""
+    """Raises UserError, which starts with `where`, if an opened image has no pixels or more than MAX_PIXELS, before it is
+    decoded."""
+    if not image.width * image.height:
+        raise UserError(f"{where}: the image has no pixels")
     if image.width * image.height > MAX_PIXELS:
         raise UserError(f"{where}: the image is {image.width} x {image.height}: more than {MAX_PIXELS:,} pixels")
 

@@ -75,7 +75,8 @@ def _bytes(path: Path) -> bytes:
 def _array(data: bytes, shape: Shape, where: str) -> Tensor:
     array = arrays.parse_npy(data, where)
     if array.dtype.kind != "f" or array.shape != shape or not ((array >= 0) & (array <= 1)).all():
-        raise UserError(f"{where}: {array.dtype} of shape {array.shape}; needed are floats in [0, 1] of shape {shape}")
+        values = f", values from {array.min():g} to {array.max():g}" if array.dtype.kind == "f" and array.size else ""
+        raise UserError(f"{where}: {array.dtype} of shape {array.shape}{values}; needed are floats in [0, 1] of shape {shape}")
     return torch.from_numpy(array.astype(np.float32))
 
 

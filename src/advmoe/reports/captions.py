@@ -27,8 +27,8 @@ CAPTIONS = {
     "frontier": Caption(
         "Robustness against cost",
         "Networks of about equal cost are drawn side by side, to the right of it; the first table has their costs. Bars are 95 % "
-        "intervals over seeds and images. A ring marks a network whose interval is above those of all others of the same or a "
-        "lower cost. Networks with one seed are not ranked, so they have no ring. " + ALIKE + EXPERTS,
+        "intervals over seeds and images, with one seed only over images. A ring marks a network whose interval is above those of "
+        "all others of the same or a lower cost. Networks with one seed are not ranked, so they have no ring. " + ALIKE + EXPERTS,
         "Scatter charts: y axis worst-case robust accuracy, x axis billions of multiply-accumulates. "
         "The first table holds the same figures.",
         "two networks of one setting",

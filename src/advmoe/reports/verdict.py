@@ -50,8 +50,9 @@ def networks_table(records: Sequence[Record]) -> Table:
     by_figure = sorted(group, key=lambda summary: -summary.figures[name].mean if name in summary.figures else 0.0)
     rows = tuple(_network_row(summary, name, notes, differences.get(summary.cell)) for summary in by_figure)
     about = (
-        f"On {group[0].cell.dataset}: {where}. Accuracies in percent; their interval covers seeds and images. Differences in "
-        "points, on the same images; their interval covers images only. n: seeds. One seed does not rank a network."
+        f"On {group[0].cell.dataset}: {where}. Accuracies in percent; their interval covers seeds and images, with one seed only "
+        "images. Differences in points, on the same images; their interval covers images only. n: seeds. One seed does not rank a "
+        "network."
     )
     return Table("networks", "Networks", columns, rows, about, tuple(notes.texts))
 

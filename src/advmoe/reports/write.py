@@ -79,11 +79,11 @@ def _delete_earlier(out: Path, written: Sequence[str]) -> None:
     """Delete the files of an earlier report that this one did not write, and store the list of this one's files."""
     try:
         earlier = json.loads((out / LIST).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         earlier = []
-    for name in earlier if isinstance(earlier, list) else []:
-        if name not in written and Path(str(name)).parent in (Path("tables"), Path("figures")):
-            (out / str(name)).unlink(missing_ok=True)
+    for file in (out / str(name) for name in (earlier if isinstance(earlier, list) else []) if name not in written):
+        if file.parent in (out / "tables", out / "figures") and not file.is_dir():
+            file.unlink(missing_ok=True)
     write_json(out / LIST, list(written))
 
 

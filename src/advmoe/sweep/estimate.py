@@ -30,6 +30,7 @@ from advmoe.models import compact, fused
 from advmoe.recipes import method_traits
 from advmoe.runs.cost import estimate
 from advmoe.runs.status import RunStatus, read_run
+from advmoe.training.interrupts import Stopped
 from advmoe.training.loop import train
 from advmoe.training.methods import METHODS
 from advmoe.training.observers import Observer
@@ -75,12 +76,12 @@ def sizes(data: Iterable[DataConfig]) -> Sizes:
 
 
 def same_but_seed(config: RunConfig) -> RunConfig:
-    """The configuration without seed, number of epochs, location of the data and number of the device, so that runs of the same
-    speed compare equal."""
+    """The configuration without seed, number of epochs, location of the data, number of the device and time between checkpoints,
+    so that runs of the same speed compare equal."""
     data, device = config.data.replace(data_dir=None, workers=None), config.runtime.device.partition(":")[0]
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    runtime = RuntimeConfig(device=device, precision=config.runtime.precision, threads=config.runtime.threads)
+    runtime = config.runtime.replace(device=device, save_minutes=RuntimeConfig().save_minutes)
     return config.replace(seed=0, data=data, training=config.training.replace(epochs=1), runtime=runtime)
 
 
@@ -162,7 +163,10 @@ def measure(config: RunConfig, spec: ImageSpec, device: torch.device) -> Pace:
     while not rounds or time.perf_counter() - started < MIN_SECONDS:
         clock = _Clock()
         with tempfile.TemporaryDirectory() as folder:
-            train(small, splits, Path(folder) / "probe", clock)
+            try:
+                train(small, splits, Path(folder) / "probe", clock)
+            except Stopped as error:
+                raise Stopped(error.number, "while the speed was measured, before any run was continued") from None
         rounds.append([min(seconds) / size for seconds in clock.phases])
     return Pace(tuple(map(min, zip(*rounds, strict=True))), _attack(small, spec, size, device))
 

@@ -112,7 +112,7 @@ def _seeds(seeds: Any) -> tuple[int, ...]:
     raise ValueError(f"must be a number of seeds from 1 to {MAX_SEEDS}, or a list of so many, not {short_repr(seeds)}")
 
 
-def _settings(settings: Any) -> Settings:
+def _settings(settings: Any, where: str = "settings") -> Settings:
     if settings is None:
         return {}
     if not isinstance(settings, Mapping):
@@ -127,7 +127,7 @@ def _settings(settings: Any) -> Settings:
         ):
             if name in SET_ELSEWHERE:
                 raise ValueError(f"{name} is set by {SET_ELSEWHERE[name]}, not here")
-    with_settings(RunConfig(), renamed, "settings")
+    with_settings(RunConfig(), renamed, where)
     return renamed
 
 
@@ -137,7 +137,7 @@ def _variants(variants: Any) -> dict[str, Settings]:
     for name in variants:
         if not isinstance(name, str) or not VARIANT.fullmatch(name):
             raise ValueError(f"{short_name(name)!r} is not a name of letters, digits, '_', '.' and '-'")
-    return {name: _settings(settings) for name, settings in variants.items()}
+    return {name: _settings(settings, f"variants: {name}") for name, settings in variants.items()}
 
 
 class Grid(BaseModel):

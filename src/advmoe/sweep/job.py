@@ -51,7 +51,7 @@ class Job:
         return self.folder.name
 
     def at(self, device: str, threads: int) -> "Job":
-        """The same job with a device, a number of threads, and absolute paths."""
+        """The same job with a device and a number of threads, and with absolute paths of its folder and `data_dir`."""
         data, runtime = self.config.data, self.config.runtime
         data_dir = None if data.data_dir is None else str(Path(data.data_dir).absolute())
         data = data.replace(data_dir=data_dir, workers=data.workers or threads)

@@ -14,6 +14,7 @@ from advmoe.errors import UserError, reason_of
 from advmoe.runs.failure import mark_failed
 from advmoe.sweep.job import Job, execute
 from advmoe.sweep.placements.base import Placement, Request
+from advmoe.wording import number_of
 
 try:
     import ray
@@ -53,7 +54,8 @@ class RayPlacement(Placement):
         _check_capacity(address, self.threads)
         gpus = 1 if resources.get("GPU") and self.device != "cpu" else 0
         self.workers = max(1, int(min(resources.get("CPU", 0) // self.threads, resources["GPU"] if gpus else float("inf"))))
-        self.description = f"Ray, {self.workers} runs at once of {self.threads} threads" + (" and a GPU each" if gpus else "")
+        each = number_of(self.threads, "thread") + (" and a GPU each" if gpus else "")
+        self.description = f"Ray, {number_of(self.workers, 'run')} at once of {each}"
         options = {"num_cpus": self.threads, "num_gpus": gpus, "max_retries": RETRIES, "retry_exceptions": [Killed]}
         self.task: Any = ray.remote(**options)(attend)
         self.jobs: dict[Any, Job] = {}

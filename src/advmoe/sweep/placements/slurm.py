@@ -8,6 +8,7 @@ from advmoe.errors import UserError, nearest, reason_of
 from advmoe.runs.failure import mark_failed
 from advmoe.sweep.job import Job, execute
 from advmoe.sweep.placements.base import Placement, Request
+from advmoe.wording import number_of
 
 try:
     import submitit
@@ -52,7 +53,7 @@ class SlurmPlacement(Placement):
         executor, out, workers, parameters = request.address or "slurm", request.out, request.workers, request.parameters
         self.threads, self.device = max(request.threads, 1), request.device
         self.workers = workers or 1
-        self.description = f"submitit's {executor} executor, {self.threads} threads a run"
+        self.description = f"submitit's {executor} executor, {number_of(self.threads, 'thread')} a run"
         settings = {"timeout_min": DAY, "cpus_per_task": self.threads, **parsed(parameters)}
         if workers is not None:
             settings["slurm_array_parallelism"] = workers
