@@ -1,6 +1,7 @@
 """Reading and writing files. A file is replaced at once: it is the old or the new one at any moment, never half written."""
 
 import json
+import logging
 import os
 import secrets
 import stat
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from advmoe.errors import UserError
+
+logger = logging.getLogger("advmoe")
 
 JsonObject = dict[str, Any]  # the content of a file; its reader checks the values
 OF_RUN = ("config.yaml", "metrics.jsonl", "*record.json", "*gallery.json", "model.safetensors")
@@ -65,6 +68,11 @@ def check_folder(folder: Path, what: str) -> None:
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
     if not os.access(existing, os.W_OK):
         raise UserError(f"{existing}: {what} cannot be written to this folder")
+
+
+def warn_unreadable(error: OSError) -> None:
+    """For `os.walk`: a folder that cannot be read is left out with a warning."""
+    logger.warning("left out, %s: cannot be read (%s)", error.filename, error.strerror or error)
 
 
 def write_atomically(path: Path, text: str) -> None:

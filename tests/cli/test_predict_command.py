@@ -85,10 +85,11 @@ def test_files_without_an_image_are_named_and_the_rest_continues(run: Path, imag
     (images / "a\x1b[2J.txt").write_text("hello")
     (images / "sub/loop").symlink_to(images)
     Image.fromarray(np.zeros((50, 40, 3), np.uint8)).save(images / "z.jpg")
-    out, err = run_predict(capsys, run, images, images / "gone.png", "--batch-size", 3)
+    out, err = run_predict(capsys, run, images, images / "gone.png", "--batch-size", 3, status=2)
     assert len(out.splitlines()) == 1 + 9 + 1
     assert out.splitlines()[-1].endswith("z.jpg  (resized from 40 x 50; colours dropped)")
-    assert len(err.splitlines()) == 4
+    assert len(err.splitlines()) == 5
+    assert err.splitlines()[-1] == f"advmoe: error: {images / 'gone.png'}: 1 of 2 given paths could not be read"
     for name in ("1.png: is empty", "txt: not an image", "loop: a link to a folder that contains it", "gone.png: cannot be read"):
         assert name in err
     assert "\x1b" not in err

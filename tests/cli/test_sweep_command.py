@@ -319,6 +319,12 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, argv, message
     assert not (tmp_path / "runs").exists()
 
 
+def test_out_must_be_a_folder(tmp_path):
+    (tmp_path / "runs").touch()
+    with pytest.raises(UserError, match="runs: is a file; --out takes a folder"):
+        run(["a1", "--out", str(tmp_path / "runs"), "--device", "cpu", "--dry-run"])
+
+
 def test_the_times_of_finished_runs_are_expected_of_the_others(finished, grid, capsys, monkeypatch):
     monkeypatch.setattr(Probe, "pace", lambda *_: Pace((1e6,), 1e6))
     run([grid, "--out", str(finished), *TINY, "--dry-run", "--seeds", "2"])

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from advmoe.cli.arguments.predict import PredictArguments
 from advmoe.cli.device import set_up_device
@@ -20,12 +21,17 @@ COLUMNS = ("image", "class", "confidence", "pathway", "note")
 def run(arguments: PredictArguments) -> None:
     model = load(arguments.run, set_up_device(arguments.runtime.config))
     write = _print_json if arguments.json else _print_csv if arguments.csv else _print_table
-    write(model, _readable(arguments, model))
+    unreadable: list[Path] = []
+    write(model, _readable(arguments, model, unreadable))
+    failed = [str(path) for path in unreadable if path in arguments.images]  # those in folders were only looked at
+    if failed:
+        raise UserError(f"{failed[0]}: {len(failed)} of {len(arguments.images)} given paths could not be read")
 
 
-def _readable(arguments: PredictArguments, model: Loaded) -> Iterator[FilePrediction]:
-    """The predictions; files that are not images are reported on stderr. Raises UserError if there is no image at all."""
-    count, unreadable = 0, 0
+def _readable(arguments: PredictArguments, model: Loaded, unreadable: list[Path]) -> Iterator[FilePrediction]:
+    """The predictions; files that are not images are reported on stderr, and added to `unreadable`. Raises UserError if there is no
+    image at all."""
+    count = 0
     single = len(arguments.images) == 1 and not os.path.isdir(arguments.images[0])
     for result in predict(model, images_in(arguments.images), arguments.batch_size):
         if isinstance(result, FilePrediction):
@@ -34,15 +40,11 @@ def _readable(arguments: PredictArguments, model: Loaded) -> Iterator[FilePredic
         elif single:
             raise UserError(result.reason)
         else:
-            unreadable += 1
+            unreadable.append(result.image)
             print(f"advmoe: {result.reason}", file=sys.stderr)
     if not count:
-        names = ", ".join(map(str, arguments.images))
-        raise UserError(
-            f"{names}: none of {number_of(unreadable, 'file')} could be read as an image"
-            if unreadable
-            else f"{names}: contains no file"
-        )
+        names, files = ", ".join(map(str, arguments.images)), number_of(len(unreadable), "file")
+        raise UserError(f"{names}: none of {files} could be read as an image" if unreadable else f"{names}: contains no file")
 
 
 def pathway(route: Sequence[int]) -> str:

@@ -17,6 +17,7 @@ from advmoe.cli.arguments.sweep import SweepArguments
 from advmoe.cli.device import find_device, set_up_device
 from advmoe.cli.streams import console
 from advmoe.errors import UserError
+from advmoe.files import check_folder
 from advmoe.runs.cost import image_spec
 from advmoe.runs.status import LOG, RunStatus, read_run
 from advmoe.sweep.estimate import UNKNOWN, Probe, Sizes, evaluation_seconds, same_but_seed, sizes, timings, training_seconds
@@ -69,6 +70,9 @@ def run(arguments: SweepArguments) -> None:
     runs = [replace(planned, config=planned.config.replace(runtime=arguments.runtime)) for planned in runs]
     preset = arguments.preset or file.preset
     resolve(preset_or_attacks(preset))  # an unknown name is refused before anything is written
+    if arguments.out.exists() and not arguments.out.is_dir():
+        raise UserError(f"{arguments.out}: is a file; --out takes a folder")
+    check_folder(arguments.out, "the runs")
     sweep = Sweep(arguments, runs, preset, console(), until, probe_until)
     check_records(arguments.records, sweep.runs)
     for planned in sweep.runs:

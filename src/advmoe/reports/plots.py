@@ -149,7 +149,8 @@ def _against_epsilon(ax: Axes, records: Sequence[Record], labels: Mapping[Line, 
     first = records[0]
     assert first.epsilon_curve is not None
     for line, members in by_line(records, cell_of).items():
-        curves = [record.epsilon_curve for record in members if record.epsilon_curve]
+        measured = [record.epsilon_curve for record in members if record.epsilon_curve]
+        curves = [curve for curve in measured if curve.epsilons == measured[0].epsilons]  # others have points at other radii
         multiples = [value / first.epsilon for value in curves[0].epsilons]
         draw_curve(ax, line, multiples, [curve.ra for curve in curves], labels[line])
     ax.axvline(1, color="#767676", linewidth=0.8)
