@@ -86,9 +86,12 @@ def test_a_name_is_enough_to_classify_attack_and_evaluate(photo: Path, monkeypat
     assert main(["attack", "demo-advmoe", "photo.png", "--epsilon", "0.2", "--device", "cpu", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["clean"]["class"] == prediction.name
     short = ["--attacks", "pgd_10", "--limit-test", "10", "--device", "cpu"]
-    assert main(["evaluate", "demo-advmoe", *short, "--control", "demo-small-dense"]) == 0  # which the package has a Record of
+    assert main(["evaluate", "demo-advmoe", *short]) == 0
     assert read_record(photo.parent / "demo-advmoe.record.json").test_images == 10  # in the working folder, not in the package
     assert not (networks.FOLDER / "demo-advmoe.evaluation").exists()
+    capsys.readouterr()
+    assert main(["evaluate", "demo-advmoe", *short, "--control", "demo-small-dense"]) == 2  # whose Record is of 200 images
+    assert "demo-small-dense: was evaluated on other test images: not a control for this run" in capsys.readouterr().err
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:

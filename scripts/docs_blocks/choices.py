@@ -18,9 +18,9 @@ PAIRS = (  # runs of the sweeps at the size of five_methods.yaml, each with the 
     ("at_moe", "at_small_dense"),
     ("advmoe", "at_small_dense"),
     ("at_moe-n1", "at_small_dense"),
-    ("at_moe-n1-half", "at_moe-n1"),
-    ("at_moe", "at_moe-n1-half"),
-    ("advmoe", "at_moe-n1-half"),
+    ("at_moe-n1-half_images", "at_moe-n1"),
+    ("at_moe", "at_moe-n1-half_images"),
+    ("advmoe", "at_moe-n1-half_images"),
     ("advmoe-plus", "advmoe"),
     ("at_moe-plus", "at_moe"),
     ("at_moe-n1-plus", "at_moe-n1"),
@@ -30,12 +30,19 @@ PAIRS = (  # runs of the sweeps at the size of five_methods.yaml, each with the 
     ("advmoe-plus", "at_dense"),
     ("advmoe-plus-tied_statistics", "advmoe-plus"),
     ("advmoe-plus-tied_statistics", "at_moe-n1-plus"),
+    ("advmoe-r0.8-overlap", "at_small_dense"),
+    ("advmoe-r0.8-overlap", "at_moe-n1"),
+    ("advmoe-r0.8-overlap", "advmoe"),
+    ("advmoe-r0.8-plus-overlap", "at_moe-n1-plus"),
+    ("advmoe-r0.8-plus-overlap", "advmoe-plus"),
     ("advmoe-r0.2", "at_small_dense-r0.2"),
     ("advmoe-r0.2-plus", "advmoe-r0.2"),
     ("at_moe-r0.8", "at_small_dense-r0.8"),
     ("advmoe-r0.8", "at_small_dense-r0.8"),
     ("advmoe-r0.8", "at_moe-r0.8"),
 )
+
+OF_ANOTHER_SETTING = {"half_images": ", half of the images", "overlap": ", width 10"}  # file of results/choices -> what differs
 
 
 def choice(evaluated: list[Record]) -> str:
@@ -51,14 +58,15 @@ def choice(evaluated: list[Record]) -> str:
 
 
 def pairs() -> str:
-    """The differences of the `PAIRS` in the worst case, over the seeds that both have."""
+    """The differences of the `PAIRS` in the worst case, over the seeds that both have. The name of a run in one of the files
+    `OF_ANOTHER_SETTING` ends with the file's."""
 
     def title(network: str, record: Record) -> str:
-        return network_title(cell_of(record)) + (", half of the images" if network.endswith("-half") else "")
+        return network_title(cell_of(record)) + OF_ANOTHER_SETTING.get(network.rpartition("-")[2], "")
 
-    half = by_network(records("results/choices/half_images.json"))
     runs = by_network([*main_records(), *records("results/choices/tied_statistics.json")])
-    runs |= {f"{network}-half": seeds for network, seeds in half.items()}
+    for file in OF_ANOTHER_SETTING:
+        runs |= {f"{network}-{file}": seeds for network, seeds in by_network(records(f"results/choices/{file}.json")).items()}
     rows = []
     for networks in PAIRS:
         both = compared(paired_seeds(runs, *networks))

@@ -255,7 +255,7 @@ def test_a_control_for_another_threat_model_or_other_images_is_refused_before_th
     assert main(["evaluate", str(run), *PLAN]) == 0
     monkeypatch.setattr("advmoe.runs.evaluate.evaluate_run", None)
     line = error_line(capsys, run, *PLAN, "--epsilon", "0.01", "--control", str(run))
-    assert line.endswith("was evaluated with Linf epsilon 0.1, not Linf epsilon 0.01: not a control for this run\n")
+    assert line.endswith("was evaluated with Linf epsilon 0.02, not Linf epsilon 0.01: not a control for this run\n")
     line = error_line(capsys, run, *PLAN, "--limit-test", "5", "--control", str(run))
     assert line.endswith("was evaluated on other test images: not a control for this run\n")
 

@@ -55,7 +55,7 @@ def record(tiny, splits):
         checks = [Check(5, "RA-AA near RA-worst", "fail" if unreliable else "pass", "")]
         evaluation = Evaluation(
             62.5, {"ra_10": 50.0, "ra_50": 37.5, **figures}, 25.0, complete, {}, None, checks, list(range(8)),
-            [0, 1, 2, 3, 4], {"pgd_10": [0], "pgd_50": [0, 1], "reroute": [2]}, {},
+            [0, 1, 2, 3, 4], {"pgd_10": [0], "pgd_50": [0, 1], "reroute": [2]}, {}, [0, 1, 2], {},
         )  # fmt: skip
         measured = Measured(evaluation, SNAPSHOT, Cost(100, 0.25, 0.3), Cost(400, 1.0, 1.0), weights="0" * 64, seconds=2.0)
         trained = Trained(tiny(data_dir="somewhere"), "first", 2, HISTORY, train_seconds=3.5)
