@@ -17,6 +17,7 @@ from advmoe.files import (
     check_utf8,
     drafted,
     json_object,
+    warn_unreadable,
     write_atomically,
     write_json,
 )
@@ -167,3 +168,8 @@ def test_every_file_of_a_run_is_protected() -> None:
     assert [name for name in names if not any(fnmatch(name, pattern) for pattern in OF_RUN)] == []
     folders = [STORE, f"{STORE}-standard", RunFolder(Path()).checkpoint_path.name]
     assert [name for name in folders if not any(fnmatch(name, pattern) for pattern in FOLDERS_OF_RUN)] == []
+
+
+def test_a_folder_that_cannot_be_read_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    warn_unreadable(PermissionError(13, "Permission denied", "shut"))
+    assert caplog.messages == ["left out, shut: cannot be read (Permission denied)"]

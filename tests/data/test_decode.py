@@ -80,8 +80,7 @@ def test_more_than_eight_bits_are_refused_not_cut_off(function: Any, dtype: type
     with Image.open(io.BytesIO(data)) as image:
         assert image.mode.partition(";")[0] in HIGH_BIT_DEPTH_MODES
         assert (
-            error_line(function, data)
-            == f"here: the image has pixels of kind {image.mode}, not 8 bits a channel; convert it to these"
+            error_line(function, data) == f"here: the image has pixels of kind {image.mode}, not 8 bits a channel: convert it first"
         )
 
 

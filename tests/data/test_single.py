@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from refusal import refusal
 
-from advmoe.data.single import MAX_BYTES, read_image
+from advmoe.data.single import MAX_BYTES, fit_image, read_image
 from advmoe.data.stream import centre_crop
 
 COLOUR, GREY = (3, 8, 8), (1, 8, 8)
@@ -204,3 +204,7 @@ def test_truncated_missing_and_oversized_files(tmp_path: Path) -> None:
     with (tmp_path / "long.png").open("wb") as file:
         file.truncate(MAX_BYTES + 1)  # takes no room on the disk
     assert "536,870,913 bytes; at most 536,870,912 are read" in error_line(tmp_path / "long.png")
+
+
+def test_an_image_without_pixels_is_refused() -> None:
+    assert refusal(fit_image, Image.new("RGB", (0, 4)), COLOUR, "here") == "here: the image has no pixels"

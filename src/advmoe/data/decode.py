@@ -85,7 +85,7 @@ def to_rgb(image: Image.Image, where: str, upright: bool = False) -> Image.Image
     """
     check_size(image, where)
     if image.mode.partition(";")[0] in HIGH_BIT_DEPTH_MODES:
-        raise UserError(f"{where}: the image has pixels of kind {image.mode}, not 8 bits a channel; convert it to these")
+        raise UserError(f"{where}: the image has pixels of kind {image.mode}, not 8 bits a channel: convert it first")
     return (turn_upright(image) if upright else image).convert("RGB")
 
 
