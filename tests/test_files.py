@@ -17,7 +17,7 @@ from advmoe.files import (
     check_utf8,
     drafted,
     json_object,
-    warn_unreadable,
+    walk,
     write_atomically,
     write_json,
 )
@@ -170,6 +170,17 @@ def test_every_file_of_a_run_is_protected() -> None:
     assert [name for name in folders if not any(fnmatch(name, pattern) for pattern in FOLDERS_OF_RUN)] == []
 
 
-def test_a_folder_that_cannot_be_read_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    warn_unreadable(PermissionError(13, "Permission denied", "shut"))
-    assert caplog.messages == ["left out, shut: cannot be read (Permission denied)"]
+def test_a_folder_that_cannot_be_read_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / ("x" * 300)  # unlike permissions, this holds for root too
+    assert list(walk(folder)) == []
+    assert caplog.messages == [f"left out, {folder}: cannot be read (File name too long)"]
+
+
+def test_links_to_folders_are_followed_and_each_folder_comes_once(tmp_path: Path) -> None:
+    elsewhere, runs = tmp_path / "elsewhere", tmp_path / "runs"
+    for folder in (elsewhere / "c", runs / "b", runs / "a"):
+        folder.mkdir(parents=True)
+    (runs / "linked").symlink_to(elsewhere)
+    (runs / "a" / "up").symlink_to(runs)  # a circle
+    (runs / "b2").symlink_to(runs / "b")
+    assert [str(Path(parent).relative_to(runs)) for parent, _, _ in walk(runs)] == [".", "a", "b", "linked", "linked/c"]

@@ -70,8 +70,21 @@ def check_folder(folder: Path, what: str) -> None:
         raise UserError(f"{existing}: {what} cannot be written to this folder")
 
 
-def warn_unreadable(error: OSError) -> None:
-    """For `os.walk`: a folder that cannot be read is left out with a warning."""
+def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As `os.walk` from the top down, in the order of the folders' names, also through links to folders. Each folder comes once,
+    and one that cannot be read is left out with a warning."""
+    seen = set()
+    for parent, folders, names in os.walk(folder, onerror=_warn_unreadable, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        yield parent, folders, names
+
+
+def _warn_unreadable(error: OSError) -> None:
     logger.warning("left out, %s: cannot be read (%s)", error.filename, error.strerror or error)
 
 

@@ -13,6 +13,7 @@ from advmoe.cli import export as command
 from advmoe.cli.main import main
 from advmoe.errors import UserError
 from advmoe.export import Encoding
+from advmoe.export.compare import Comparison
 from advmoe.export.traceable import Traceable
 
 TINY = ["--recipe", "demo-advmoe", "--width", "4", "--limit-train", "100", "--limit-test", "12", "--batch-size", "20"]
@@ -141,6 +142,15 @@ def test_a_file_with_other_outputs_ends_with_status_2(run, stand_in, tmp_path, c
     assert main(["export", str(run), "--out", str(tmp_path / "network.pt2"), "--check", "12"]) == 2
     message = capsys.readouterr().err.splitlines()[-1]
     assert "differs from PyTorch on 12 of 12 images: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ..." in message
+
+
+def test_a_file_that_could_not_be_compared_on_any_image_ends_with_status_2(run, stand_in, tmp_path, capsys, monkeypatch):
+    everywhere = Comparison(batch=1, images=12, differing=(), undecided=tuple(range(12)), largest=0.0)
+    monkeypatch.setattr(command, "compare", lambda *arguments: everywhere)
+    out = tmp_path / "network.pt2"
+    assert main(["export", str(run), "--out", str(out), "--check", "12"]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert f"{out}: was not compared with PyTorch: rounding decides the route of every image" in message
 
 
 def test_an_untrained_network_gives_a_warning(run, stand_in, tmp_path, capsys, monkeypatch):

@@ -182,6 +182,16 @@ def test_a_second_report_removes_the_files_of_the_first_and_no_others(runs, tmp_
     assert (tmp_path / "outside.md").exists()
 
 
+@pytest.mark.parametrize("text", ["{", "7", "[" * 100_000], ids=["cut", "number", "nested"])
+def test_a_damaged_list_of_an_earlier_report_is_replaced(runs, tmp_path, quick, text):
+    out = tmp_path / "out"
+    assert main(["report", str(runs), "--out", str(out)]) == 0
+    written = (out / ".made.json").read_text()
+    (out / ".made.json").write_text(text)
+    assert main(["report", str(runs), "--out", str(out)]) == 0
+    assert (out / ".made.json").read_text() == written
+
+
 def test_a_second_report_to_the_same_folder_waits_for_the_first(runs, tmp_path, monkeypatch):
     out, threads = tmp_path / "out", []
     write(tmp_path / "others/record.json", content(dataset="other"))
@@ -219,6 +229,14 @@ def test_names_from_data_cannot_break_out_of_a_table(tmp_path, quick):
     assert "<script>alert" not in (tmp_path / "out/report.html").read_text(encoding="utf-8")
     (text,) = (tmp_path / "out/tables").glob("ours-*.md")
     assert r"a\|b & \<script\>" in text.read_text()
+
+
+def test_names_from_data_cannot_drive_the_terminal(tmp_path, capsys, quick):
+    write(tmp_path / "record.json", content(dataset="a\x1b[31mb"))
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    output = capsys.readouterr().out
+    assert "\x1b" not in output
+    assert r"a\x1b[31mb" in output
 
 
 def test_the_schema_of_records_is_printed(capsys):

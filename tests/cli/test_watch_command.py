@@ -16,7 +16,7 @@ from advmoe.cli.streams import console
 from advmoe.cli.watch import sparkline, statuses, watch_view
 from advmoe.config import dump_yaml
 from advmoe.errors import UserError
-from advmoe.runs.failure import FailureRecorder
+from advmoe.runs.failure import FailureRecorder, mark_failed
 from advmoe.runs.status import FIRST_EPOCH, PATIENCE, SLOWER, read_run
 
 RECORD = content(sa=61.2, ra_worst=23.4)
@@ -177,6 +177,13 @@ def test_damaged_file_is_a_line_below_the_table_and_the_others_are_shown(file, t
     (reason,) = [line for line in output.splitlines() if line.startswith("bad: ")]
     assert message in reason
     assert "23.4" in output
+
+
+def test_names_and_reasons_cannot_drive_the_terminal(make, tmp_path):
+    mark_failed(make("red\x1b[31m", 1), "two\nlines \x1b[2J")
+    output = view(tmp_path)
+    assert "\x1b" not in output
+    assert r"red\x1b[31m: two lines \x1b[2J" in output
 
 
 def test_a_run_of_a_method_whose_script_is_not_loaded_is_listed_as_any_other(make, tmp_path):

@@ -9,7 +9,7 @@ from damage import huge_png
 from PIL import Image
 from refusal import refusal
 
-from advmoe.data.decode import HIGH_BIT_DEPTH_MODES, MAX_PIXELS, decode, decode_all, decode_fitted, stored_size
+from advmoe.data.decode import MAX_PIXELS, OTHER_DEPTHS, decode, decode_all, decode_fitted, stored_size
 from advmoe.errors import UserError
 
 
@@ -74,14 +74,25 @@ def test_cmyk_jpeg_keeps_its_colours() -> None:
 
 
 @BOTH
-@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
-def test_more_than_eight_bits_are_refused_not_cut_off(function: Any, dtype: type) -> None:
+@pytest.mark.parametrize("order", ["<u2", ">u2"])
+def test_grey_of_sixteen_bits_is_rounded_to_eight(function: Any, order: str) -> None:
+    levels = noise(8, 8)[:, :, 0]
+    deep = levels.astype(order) * 257
+    deep[0, 0] = 257 * 100 + 128  # nearer to 100 than to 101, by half a step
+    expected = levels.copy()
+    expected[0, 0] = 100
+    data = encoded(Image.fromarray(deep.astype(order)), "TIFF")
+    np.testing.assert_array_equal(function(data, 8, "here"), np.stack([expected] * 3))
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_pixels_of_32_bits_are_refused_not_cut_off(function: Any, dtype: type) -> None:
     data = encoded(Image.fromarray(np.full((8, 8), 3000, dtype=dtype)), "TIFF")
     with Image.open(io.BytesIO(data)) as image:
-        assert image.mode.partition(";")[0] in HIGH_BIT_DEPTH_MODES
-        assert (
-            error_line(function, data) == f"here: the image has pixels of kind {image.mode}, not 8 bits a channel: convert it first"
-        )
+        assert image.mode in OTHER_DEPTHS
+        reason = f"the image has pixels of kind {image.mode}, not of 8 or 16 bits: convert it first"
+        assert error_line(function, data) == f"here: {reason}"
 
 
 @BOTH

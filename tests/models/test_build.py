@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from advmoe.config import ModelConfig, RunConfig
 from advmoe.data.fashion_mnist import SPEC
 from advmoe.errors import UserError
 from advmoe.models import MODELS, NoSuchForm, build_model
+from advmoe.models.resnet import ResNet
 from advmoe.moe import DenseKind, MaskedKind, MoEKind, convert
 from advmoe.runs.cost import dense_cost, dense_estimate
 
@@ -71,6 +73,17 @@ def test_a_kind_that_a_backbone_cannot_be_is_refused_in_one_line():
     register(lambda kind, model: model)
     with pytest.raises(UserError, match="must be a Classifier or what convert\\(\\) returns, not Sequential"):
         build_model(CONFIG, DenseKind(), SPEC)
+
+
+def test_a_first_stage_that_does_not_begin_with_block_0_is_refused_for_routers_of_stages():
+    class Late(ResNet):
+        def begin_stage(self, kind, inputs, block):
+            super().begin_stage(kind, inputs, block + 1)
+
+    MODELS["mine"] = (partial(Late, blocks=(1, 1)), 8)
+    assert build_model(CONFIG, MoEKind(), SPEC).moe_layers()
+    with pytest.raises(UserError, match="per_stage: the first stage of Late begins with block 1, not 0; call begin_stage before"):
+        build_model(CONFIG, MoEKind(routers="per_stage"), SPEC)
 
 
 def test_arguments_of_earlier_versions_are_refused_with_the_present_ones():

@@ -271,6 +271,14 @@ def test_numbers_of_experts_differ_in_their_marks_and_in_the_legend(tmp_path, dr
         assert len(marks) == len(drawn_lines) == len(numbers)
 
 
+def test_curves_of_other_radii_are_not_averaged(tmp_path, drawn):
+    first, other = record("advmoe", 0), record("advmoe", 1)
+    other.epsilon_curve.epsilons = tuple(2 * value for value in other.epsilon_curve.epsilons)
+    epsilon([first, other], tmp_path / "figure.png")
+    ((_, curve),) = drawn_by_label(drawn[0].axes[0])
+    assert list(curve.get_ydata()) == pytest.approx(list(first.epsilon_curve.ra))
+
+
 @pytest.mark.parametrize("name", ["$\\frac$<script>alert(1)</script>", "two\nlines $" + " long" * 200], ids=["signs", "long"])
 def test_every_figure_is_written_as_pdf_with_names_from_data_drawn_literally(tmp_path, drawn, name):
     """A $ starts no formula, a name is on one line, and a long one is cut."""

@@ -206,6 +206,11 @@ def test_a_damaged_record_is_ignored(tiny, tmp_path):
     assert timings([folder], "quick")[same_but_seed(tiny())].evaluation is None
 
 
+def test_runs_differ_by_the_compiler_but_not_by_the_time_between_checkpoints(tiny):
+    assert same_but_seed(tiny(compile="inductor")) != same_but_seed(tiny())
+    assert same_but_seed(tiny(save_minutes=1.0)) == same_but_seed(tiny())
+
+
 def test_runs_differ_by_threads_and_kind_of_device_but_not_by_its_number_or_folder(tiny, monkeypatch):
     assert same_but_seed(tiny(threads=1)) != same_but_seed(tiny(threads=2))
     assert same_but_seed(tiny(device="cuda:1", data_dir="data", epochs=4, seed=2)) == same_but_seed(tiny(device="cuda"))

@@ -461,6 +461,7 @@ def test_a_run_with_all_options_resumes_bit_by_bit(method, left_out, tiny, split
         ("at_dense", {"augment_from": 0.5}, "augment_from needs augment"),
         ("at_dense", {"crop_padding": 28}, "crop_padding must be less than 28, the side of the images, not 28"),
         ("advmoe", {"router_margin": 1.0, "num_experts": 1}, "router_margin needs at least 2 experts"),
+        ("at_moe", {"balance": "switch", "num_experts": 1}, "balance needs at least 2 experts"),
         (
             "advmoe",
             {"router_target": "confusion", "epochs": 1},

@@ -18,7 +18,8 @@ JPEG_MAGIC = b"\xff\xd8\xff"
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # not EPS, for which Pillow starts another program
 CHUNK = 16  # images that a thread decodes at a time; starting a task for each small image would cost as much as the image
 MAX_PIXELS = 64_000_000  # of one image: a small file can claim any number
-HIGH_BIT_DEPTH_MODES = ("I", "F")  # and I;16: more than 8 bits a channel, which Pillow would cut off at 255
+SIXTEEN_BIT = "I;16"  # grey; of colours with 16 bits a channel Pillow returns the upper 8 bits only
+OTHER_DEPTHS = ("I", "F")  # of pixels whose range is not known, which Pillow would cut off at 255
 
 
 def decode(data: bytes, size: int, where: str) -> np.ndarray:
@@ -78,15 +79,18 @@ def _apply(data: bytes, function: Callable[[Image.Image], Result]) -> Result:
 
 
 def to_rgb(image: Image.Image, where: str, upright: bool = False) -> Image.Image:
-    """An opened image decoded to RGB, whatever its colours. Transparency is dropped; of several frames the first is taken.
+    """An opened image decoded to RGB, whatever its colours. Transparency is dropped; of several frames the first is taken; grey
+    of 16 bits is rounded to 8.
 
-    Raises UserError, which starts with `where`, if it has more than MAX_PIXELS
-    (before it is decoded) or more than 8 bits a channel.
+    Raises UserError, which starts with `where`, if it has more than MAX_PIXELS (before it is decoded), or pixels of 32 bits.
     """
     check_size(image, where)
-    if image.mode.partition(";")[0] in HIGH_BIT_DEPTH_MODES:
-        raise UserError(f"{where}: the image has pixels of kind {image.mode}, not 8 bits a channel: convert it first")
-    return (turn_upright(image) if upright else image).convert("RGB")
+    if image.mode in OTHER_DEPTHS:
+        raise UserError(f"{where}: the image has pixels of kind {image.mode}, not of 8 or 16 bits: convert it first")
+    image = turn_upright(image) if upright else image
+    if image.mode.startswith(SIXTEEN_BIT):
+        image = Image.fromarray((np.asarray(image).astype(np.float32) / 257).round().astype(np.uint8))
+    return image.convert("RGB")
 
 
 def turn_upright(image: Image.Image) -> Image.Image:

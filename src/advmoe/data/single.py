@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from advmoe.data import arrays
-from advmoe.data.decode import check_size, to_rgb, turn_upright, with_image
+from advmoe.data.decode import SIXTEEN_BIT, check_size, to_rgb, with_image
 from advmoe.data.metadata import SIDEWAYS, orientation
 from advmoe.data.stream import centre_crop
 from advmoe.errors import UserError
@@ -18,7 +18,6 @@ from advmoe.files import check_plain
 
 MAX_BYTES = 2**29  # of one file: more than MAX_PIXELS take at two bytes a channel
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1", b"avif", b"avis")
-SIXTEEN_BIT = "I;16"
 
 Shape = tuple[int, int, int]
 
@@ -53,7 +52,7 @@ def fit_image(image: Image.Image, shape: Shape, where: str, *, central: bool = F
     channels, height, width = shape
     check_size(image, where)  # first, because `_notes` reads the orientation, for which Pillow may decode the image
     notes = list(_notes(image, channels, (width, height)))
-    converted = _in_eight_bits(image, where).convert("L" if channels == 1 else "RGB")
+    converted = to_rgb(image, where, upright=True).convert("L" if channels == 1 else "RGB")
     pixels = np.array(_fitted(converted, (width, height), central))
     pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     return LoadedImage(torch.from_numpy(np.ascontiguousarray(pixels)).float().div_(255), "; ".join(notes))
@@ -100,15 +99,6 @@ def _notes(file: Image.Image, channels: int, size: tuple[int, int]) -> Iterator[
         yield "grey" if grey else "colours dropped"
     if file.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
         yield f"converted from {file.mode}"
-
-
-def _in_eight_bits(file: Image.Image, where: str) -> Image.Image:
-    """The decoded image with 8 bits a channel, in grey or RGB, upright."""
-    if not file.mode.startswith(SIXTEEN_BIT):
-        return to_rgb(file, where, upright=True)
-    check_size(file, where)
-    pixels = np.asarray(turn_upright(file))
-    return Image.fromarray((pixels.astype(np.float32) / 257).round().astype(np.uint8))
 
 
 def _fitted(image: Image.Image, size: tuple[int, int], central: bool) -> Image.Image:

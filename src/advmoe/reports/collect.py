@@ -1,7 +1,6 @@
 """Records of a file or below a folder, one for each cell and seed."""
 
 import logging
-import os
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 from advmoe.errors import UserError
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_file import checked_record, read_json, with_gallery
-from advmoe.files import warn_unreadable
+from advmoe.files import walk
 from advmoe.reports.cell import CELL_FIELDS, Cell, cell_of
 from advmoe.reports.settings import differing, epochs_trained, settings
 from advmoe.training.methods import METHODS
@@ -48,10 +47,10 @@ def collect(runs: Path) -> list[Record]:
 def _files(folder: Path) -> Iterator[Path]:
     """Of a run's folder only record.json is read, not its checkpoints. Neither are the results of evaluations (the folders with
     key.json) and, beside a Record, its images (gallery.json)."""
-    for parent, folders, names in os.walk(folder, onerror=warn_unreadable):
+    for parent, folders, names in walk(folder):
         is_run, is_store = "config.yaml" in names, "key.json" in names
         images = {name.removesuffix("record.json") + "gallery.json" for name in names if name.endswith("record.json")}
-        folders[:] = [] if is_run or is_store else sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [] if is_run or is_store else [name for name in folders if not name.startswith(".")]
         for name in [] if is_store else sorted(set(names) - images):
             of_records = "record.json" if "record.json" in names else ".json"  # a hub's folder, too, has other JSON files
             if name == "record.json" or (not is_run and name.endswith(of_records) and not name.startswith(".")):

@@ -17,7 +17,7 @@ from advmoe.attacks.registry import ATTACKS
 from advmoe.config import RunConfig
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_file import RECORD
-from advmoe.files import warn_unreadable
+from advmoe.files import walk
 from advmoe.runs.failure import FAILED
 from advmoe.runs.run_files import (
     EpochSummary,
@@ -120,11 +120,10 @@ def _attacks(record: Record) -> frozenset[str]:
 def find_runs(folder: Path) -> Iterator[Path]:
     """The folders of runs in `folder`, at any depth, and `folder` itself if it is a run, ordered by name. A run contains no other
     run."""
-    for parent, folders, files in os.walk(folder, onerror=warn_unreadable):
+    for parent, folders, files in walk(folder):
         if "config.yaml" in files:
             folders.clear()
             yield Path(parent)
-        folders.sort()
 
 
 def read_run(path: Path, attacks: Collection[str] | None = None) -> RunStatus:

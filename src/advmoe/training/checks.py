@@ -85,6 +85,8 @@ def _check_router_options(config: RunConfig, splits: Splits) -> None:
     options = [*attacked, *_changed(training, *OF_ROUTERS)]
     if options and not routed:
         raise UserError(f"{options[0]} is for methods with routers, not {config.method}")
+    if options and experts < 2:
+        raise UserError(f"{options[0]} needs at least 2 experts")
     if training.tied_statistics == "shared" and config.model.norms != "per_expert":
         raise UserError(f"tied_statistics shared needs norms per_expert, not {config.model.norms}")
     if training.router_consistency and not LOSSES[loss_name].has_clean:
@@ -97,8 +99,6 @@ def _check_router_options(config: RunConfig, splits: Splits) -> None:
         raise UserError("router_target confusion needs at least 2 epochs: in the first, it is counted which classes are confused")
     if training.router_target != "none" and experts > classes:
         raise UserError(f"router_target needs a class for each expert: there are {experts} experts and {classes} classes")
-    for option in _changed(training, "runner_up_consistency", "router_margin") if experts < 2 else []:
-        raise UserError(f"{option} needs at least 2 experts")
     if routed and method.two_levels and not any(weight(training) for weight, _ in TERMS):
         if training.router_loss == "target":
             raise UserError("router_loss target leaves the routers no loss: all router terms have the weight 0")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from advmoe.moe.dispatch.gradients import bias_gradient, bias_products, differentiable_gradients, inner, one_hot_gradient
+from advmoe.moe.dispatch.memory_format import empty_like, is_channels_last
 from advmoe.moe.experts import FilterBank
 
 Groups = list[tuple[int, Tensor]]  # the experts that have images, and the rows of these images
@@ -51,7 +52,7 @@ def run_groups(x: Tensor, groups: Groups, convolve: Convolve, *others: Tensor) -
     y: Tensor | None = None
     for e, rows in groups:
         part = convolve(_take(x, rows), e, *(_take(other, rows) for other in others))
-        y = _empty_batch(part, len(x)) if y is None else y
+        y = empty_like(part, (len(x), *part.shape[1:]), part.dtype) if y is None else y
         _put(y, rows, part)
     assert y is not None
     return y
@@ -97,7 +98,7 @@ def _gradients(
 ) -> tuple[Tensor | None, Tensor | None]:
     """The gradients to x and to the filters; None for each that is not in `needed` (x, filters)."""
     single = len(groups) == 1
-    to_x = _empty_batch(x, len(x)) if needed[0] and not single else None
+    to_x = empty_like(x, tuple(x.shape), x.dtype) if needed[0] and not single else None
     to_filters = torch.zeros_like(bank.filters) if needed[1] else None
     for e, rows in groups if any(needed) else ():
         dy, part = (gradient, x) if single else (_take(gradient, rows), _take(x, rows))
@@ -126,23 +127,13 @@ def _add_aligned(filters: Tensor, start: int, width: int, window: Tensor) -> Non
 
 def _take(x: Tensor, rows: Tensor) -> Tensor:
     """The images x[rows], in the memory format of x."""
-    if _channels_last(x):
+    if is_channels_last(x):
         return x.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
     return x.index_select(0, rows)
 
 
 def _put(y: Tensor, rows: Tensor, part: Tensor) -> None:
-    if _channels_last(y):
+    if is_channels_last(y):
         y.permute(0, 2, 3, 1).index_copy_(0, rows, part.permute(0, 2, 3, 1))
     else:
         y.index_copy_(0, rows, part)
-
-
-def _empty_batch(part: Tensor, batch: int) -> Tensor:
-    """An uninitialised tensor for `batch` images in the shape, dtype and memory format of `part`."""
-    layout = torch.channels_last if _channels_last(part) else torch.contiguous_format
-    return torch.empty((batch, *part.shape[1:]), dtype=part.dtype, device=part.device, memory_format=layout)
-
-
-def _channels_last(x: Tensor) -> bool:
-    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)

@@ -19,6 +19,7 @@ from torch import Tensor
 from advmoe.errors import UserError
 from advmoe.moe.dispatch import triton_kernels as kernels
 from advmoe.moe.dispatch.gradients import bias_gradient, bias_products, differentiable_gradients, inner, one_hot_gradient
+from advmoe.moe.dispatch.memory_format import empty_like
 from advmoe.moe.experts import FilterBank
 
 PROGRAMS = 512  # enough for a large GPU: a few for each multiprocessor
@@ -115,7 +116,7 @@ class _Layer:
 
     def convolve(self, x: Tensor, filters: Tensor, bias: Tensor | None, plan: _Plan) -> Tensor:
         _, width, _, _, out_h, out_w = self.size
-        y = _empty_like(x, (self.batch, width, out_h, out_w), x.dtype)
+        y = empty_like(x, (self.batch, width, out_h, out_w), x.dtype)
         grid = (self.tiles, triton.cdiv(out_h * out_w, self.pixels), triton.cdiv(width, self.blocks["BLOCK_K"]))
         kernels.convolve[grid](
             x, filters, x if bias is None else bias.contiguous(), y, self.rows, plan.owners, plan.slots, *self.size,
@@ -125,7 +126,7 @@ class _Layer:
 
     def to_images(self, gradient: Tensor, filters: Tensor, x: Tensor, dtype: torch.dtype, plan: _Plan) -> Tensor:
         channels, _, height, width, _, _ = self.size
-        dx, stride = _empty_like(x, tuple(x.shape), dtype), self.window["STRIDE"]
+        dx, stride = empty_like(x, tuple(x.shape), dtype), self.window["STRIDE"]
         cells = triton.cdiv(height, stride) * triton.cdiv(width, stride)
         blocks = triton.cdiv(cells, self.pixels) * stride**2
         kernels.to_images[(self.tiles, blocks, triton.cdiv(channels, self.blocks["BLOCK_C"]))](
@@ -192,10 +193,3 @@ def _precision(x: Tensor) -> torch.dtype:
 def _sums(gradient: Tensor) -> Tensor:
     """[B, K, H', W'] -> [B, K], at least float32: in float16 a sum over many pixels could overflow."""
     return gradient.sum(dim=(2, 3), dtype=torch.promote_types(gradient.dtype, torch.float32))
-
-
-def _empty_like(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """An uninitialised tensor on the device of x, in the memory format of x."""
-    last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    layout = torch.channels_last if last else torch.contiguous_format
-    return torch.empty(shape, dtype=dtype, device=x.device, memory_format=layout)
