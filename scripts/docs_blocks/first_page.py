@@ -71,7 +71,7 @@ def standard() -> str:
         for check in record.evaluation.checks
         if check.status == "fail"
     ]
-    checks = f"[Self-checks](docs/evaluation.md#self-checks) that failed, so RA-50 or RA-AA is too high: {'; '.join(failed)}."
+    checks = f"[Self-checks](docs/evaluation.md#self-checks) that failed, so RA-50 or RA-AA may be too high: {'; '.join(failed)}."
     return f"{record_table(evaluated)}\n\n{checks}"
 
 
@@ -116,7 +116,10 @@ def methods() -> str:
         cost = [f"{figures['gmacs'].mean:.4f}", f"{-reduction:+.0f} %" if reduction else "", str(summary.n)]
         rows.append([title(summary.cell), f"`{recipes[summary.cell]}`", *cells, *cost])
     columns = ["network", "recipe", *(measure.label for measure in measures), *COST_COLUMNS, "seeds"]
-    caption = f"{in_words(summaries[0].cell)}; mean ± sample deviation over the seeds, percent. Recipes begin with `{RUN_PREFIX}`."
+    caption = (
+        f"{in_words(summaries[0].cell)}; mean ± sample deviation over the seeds, percent. AT (Sparse) has as many epochs again, "
+        f"before the others, in which it chooses its channels. Recipes begin with `{RUN_PREFIX}`."
+    )
     return f"{table(columns, rows, texts=2)}\n\n{caption}"
 
 
@@ -162,7 +165,8 @@ def scale_text(record: Record) -> str:
     return (
         f"The scale is small: {size}, {record.train_images:,} training and {record.test_images:,} test images. These runs compare "
         "the networks at this scale only, and cannot confirm the paper's figures. One network is ahead of another only if their "
-        "intervals over seeds and images do not overlap ([the rule](docs/report.md#which-network-is-ahead))."
+        "intervals over seeds and images do not overlap, and with so few test images these are about 5 points wide "
+        '([the rule](docs/report.md#which-network-is-ahead)): "not ahead" means "not shown", and not "equal".'
     )
 
 

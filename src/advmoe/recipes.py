@@ -112,8 +112,8 @@ def official(config: RunConfig) -> RunConfig:
 
 
 def plus(config: RunConfig) -> RunConfig:
-    """With ingredients beyond the paper, `PLUS`: those that did not harm in short runs (docs/ingredients.md). Without routers
-    nothing is tied."""
+    """With ingredients beyond the paper, `PLUS`: those that did not clearly lower RA-worst in short runs
+    (docs/ingredients.md). Without routers nothing is tied."""
     training = dict(PLUS["training"])
     if not method_traits(config.method).routed:
         del training["tied_share"]

@@ -13,7 +13,7 @@ from advmoe.errors import UserError, lookup, printable
 from advmoe.training.interrupts import Stopped
 
 COMMANDS = {  # each is a module of advmoe.cli.arguments and one of advmoe.cli, imported when it is used
-    "demo": "Train and evaluate four methods and a control on images that come with the package, in minutes.",
+    "demo": "Train and evaluate four methods and a control on images that come with the package (about 20 minutes).",
     "train": "Train a network from a recipe or a configuration file, or continue a run that was stopped.",
     "evaluate": "Attack a trained network on the test set: clean, robust and worst-case accuracy.",
     "models": "List the networks that come with the package.",

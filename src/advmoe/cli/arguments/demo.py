@@ -8,7 +8,8 @@ from advmoe.config import RuntimeConfig
 
 @dataclass(frozen=True)
 class DemoArguments:
-    """Train and evaluate four methods and a control (one expert) on images that come with the package, in minutes on two cores."""
+    """Train and evaluate four methods and a control (one expert) on images that come with the package, in about
+    20 minutes on two cores."""
 
     out: Path = Path("demo")
     """Folder for the runs, records.json, report.html and figures."""
