@@ -23,8 +23,7 @@ def test_the_sweep_file_plans_the_runs_of_its_records_and_names_its_command(path
     runs, records = plan(read_sweep(str(path))), records_of(path)
     assert f"advmoe sweep {path.relative_to(RESULTS.parent)} --out " in path.read_text()
     assert f"--records {records.relative_to(RESULTS.parent)}" in path.read_text()
-    if records.exists():
-        configs = [from_dict(migrations.config(record["config"])) for record in json.loads(records.read_text())]
-        for config in configs:
-            assert sum(differences(config, run.config) == [] for run in runs) == 1
-        assert len(configs) <= len(runs)
+    configs = [from_dict(migrations.config(record["config"])) for record in json.loads(records.read_text())]
+    for config in configs:
+        assert sum(differences(config, run.config) == [] for run in runs) == 1
+    assert 0 < len(configs) <= len(runs)

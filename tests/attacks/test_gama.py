@@ -1,9 +1,15 @@
 """GAMA-PGD on linear networks, where the right result is known."""
 
+import math
+from itertools import pairwise
+from typing import Any
+
+import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advmoe.attacks import ImageDraws, frozen
+from advmoe.attacks import gama as gama_attack
 from advmoe.attacks.gama import gama
 
 
@@ -26,6 +32,33 @@ def test_breaks_exactly_what_a_linear_network_allows() -> None:
     clear = (distance - epsilon).abs() > 0.02 * epsilon
     assert torch.equal(broken[clear], (distance < epsilon)[clear])
     assert 15 <= int(broken.sum()) <= 25
+
+
+def test_the_guide_is_the_squared_distance_from_the_clean_probabilities() -> None:
+    logits, clean, labels = torch.tensor([[0.0, math.log(3.0)]]), torch.tensor([[0.5, 0.5]]), torch.tensor([0])
+    # probabilities 1/4 and 3/4: margin 1/2, squared distance 2 / 16
+    assert gama_attack._guided(clean, 50.0)(logits, labels).item() == pytest.approx(0.5 + 50 / 8)
+
+
+def test_the_guide_fades_and_the_steps_shrink(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing fools this network, and no step leaves the ball. Of 40 steps 10 are guided, and steps shrink after 24 and 34."""
+    weights, points = [], []
+
+    def forward_backward(predict: Any, x: Tensor, target: Tensor, objective: Any) -> tuple[Tensor, Tensor, Tensor]:
+        points.append(x.clone())
+        return torch.tensor([[1.0, 0.0]]), torch.zeros(1), torch.ones_like(x)
+
+    def guided(clean: Tensor, weight: float) -> str:
+        weights.append(weight)
+        return "objective"
+
+    monkeypatch.setattr(gama_attack, "forward_backward", forward_backward)
+    monkeypatch.setattr(gama_attack, "_guided", guided)
+    monkeypatch.setattr(gama_attack, "project", lambda moved, x, epsilon: moved)
+    gama(lambda x: torch.zeros(1, 2), torch.zeros(1, 1, 2, 2), torch.tensor([0]), 0.5, 40, ImageDraws(0, [0]))
+    assert weights == pytest.approx([50.0 * max(0.0, 1 - number / 10) for number in range(40)])
+    steps = [float((later - earlier).mean()) for earlier, later in pairwise(points)]
+    assert steps == pytest.approx([1.0] * 24 + [0.1] * 10 + [0.01] * 5, rel=1e-3)
 
 
 def test_the_result_is_in_the_ball_and_in_the_pixel_range() -> None:

@@ -9,7 +9,16 @@ from torch import Tensor, nn
 
 from advmoe.attacks import frozen
 from advmoe.attacks.job import Job
-from advmoe.attacks.pathways import CHEAPEST, RANDOM, attack_pathways, broken_on_a_pathway, notice, num_pathways, pathways
+from advmoe.attacks.pathways import (
+    CHEAPEST,
+    RANDOM,
+    _one_after_another,
+    attack_pathways,
+    broken_on_a_pathway,
+    notice,
+    num_pathways,
+    pathways,
+)
 from advmoe.config.choices import PATHWAY_BUDGET
 from advmoe.errors import UserError
 from advmoe.evaluation import Evaluation, evaluate
@@ -171,6 +180,11 @@ def test_another_budget_runs_only_the_pathways_again(tmp_path: Path) -> None:
             progress=lambda name, number, shard: ran.append(name),
         )  # fmt: skip
     assert ran == ["pgd_10", "paths", "paths"]
+
+
+def test_pathways_that_are_attacked_together_are_those_of_their_images() -> None:
+    routes = torch.arange(6).view(2, 3, 1)  # image 0 has pathways 0, 1 and 2, image 1 has 3, 4 and 5
+    assert _one_after_another(routes, range(1, 3)).tolist() == [[1], [4], [2], [5]]
 
 
 def test_pathways_that_are_attacked_together_break_the_same_images() -> None:

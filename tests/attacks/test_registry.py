@@ -157,3 +157,23 @@ def test_a_transfer_attack_ascends_the_loss_of_the_other_network():
     x, y = torch.rand(5, 1, 2, 2), torch.arange(5) % 3
     job = Job(model, x, y, range(5), 0.1, "Linf", 0, 0, 3, transfer=other)
     assert torch.allclose(other_network(job)(x, y, torch.arange(5)), F.cross_entropy(other(x), y, reduction="none"))
+
+
+class NanBeside(nn.Module):
+    """Right on the images `clean`, and NaN on all others. The argmax of NaN is 0, the label."""
+
+    def __init__(self, clean):
+        super().__init__()
+        self.clean = clean
+
+    def forward(self, x):
+        same = (x == self.clean[: len(x)]).flatten(1).all(dim=1)
+        logits = torch.tensor([2.0, 1.0, 0.0, 0.0]) + 0 * x.mean(dim=(1, 2, 3))[:, None]
+        return logits.where(same[:, None], torch.nan)
+
+
+@pytest.mark.parametrize("name", [n for n, attack in ATTACKS.items() if not attack.needs and not n.startswith("aa")])
+def test_a_point_with_logits_that_are_not_finite_is_returned_as_fooled(name):
+    x = torch.full((3, 1, 4, 4), 0.5)
+    job = Job(NanBeside(x), x, torch.zeros(3, dtype=torch.int64), range(3), 0.1, "Linf", seed=0, shard=0, num_classes=4)
+    assert torch.isnan(job.predict(ATTACKS[name].run(job))).all()

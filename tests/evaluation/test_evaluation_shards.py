@@ -273,6 +273,15 @@ def test_results_of_another_plan_change_no_figure(run_evaluation, tmp_path):
         assert run_evaluation(store=folder, preset=plan).figures.items() >= fresh.figures.items()
 
 
+def test_the_worst_case_keeps_what_an_earlier_version_of_an_attack_broke(run_evaluation, tmp_path, monkeypatch):
+    before = run_evaluation(store=tmp_path, preset=("apgd_ce",))
+    assert before.broken["apgd_ce"]
+    monkeypatch.setitem(ATTACKS, "apgd_ce", replace(ATTACKS["apgd_ce"], version=99, run=lambda job: job.x))
+    after = run_evaluation(store=tmp_path, preset=("apgd_ce",))
+    assert after.broken["apgd_ce"] == []
+    assert (after.ever, after.worst) == (before.ever, before.worst)
+
+
 def test_a_plan_of_fewer_images_removes_no_figure(run_evaluation, tmp_path):
     """After APGD on the targeted margin, fewer images are left for APGD than before it."""
     before = run_evaluation(store=tmp_path, preset=("autoattack",))

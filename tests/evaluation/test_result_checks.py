@@ -55,6 +55,12 @@ def test_images_that_gradients_broke_do_not_count_for_square() -> None:
     assert square([again], RA_AA).detail == "Square broke 1.00 points that gradient attacks did not"
 
 
+def test_with_few_classes_the_substitute_of_an_attack_counts_as_a_gradient_attack() -> None:
+    again = shard(100, apgd_t=[0, 1], aa_square=[0, 1])
+    assert square([again], {"ra_aa_few_classes": 40.0}).detail == "Square broke 0.00 points that gradient attacks did not"
+    assert square([again], RA_AA).detail == "Square broke 2.00 points that gradient attacks did not"
+
+
 @pytest.mark.parametrize(
     ("total", "gap", "status"), [(1000, 0.5, "pass"), (1000, 0.6, "fail"), (64, 100 / 64, "pass"), (64, 200 / 64, "fail")]
 )

@@ -257,7 +257,7 @@ def test_restore_may_be_requested_after_the_stop(config: RunConfig, splits: Spli
 
 
 def test_a_nan_in_the_second_phase_returns_to_the_first(
-    tiny: Callable[..., RunConfig], splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorder: Recorder
+    tiny: Callable[..., RunConfig], splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If the checkpoint at the end of the first phase is damaged."""
     restoring = tiny("at_sparse", epochs=2, on_nonfinite="restore")
@@ -270,7 +270,9 @@ def test_a_nan_in_the_second_phase_returns_to_the_first(
                 path.write_bytes(path.read_bytes()[:-1])
 
     make_losses_nan(monkeypatch, {2 * 3 + 1})
-    history = train(restoring, splits, tmp_path / "run", Damaging())
+    damaging = Damaging()
+    history = train(restoring, splits, tmp_path / "run", damaging)
+    assert [row["epoch"] for row in damaging.rows] == [1, 2, 2, 3, 4]
     assert [row["phase"] for row in history] == [1, 1, 2, 2]
     assert [row["epoch"] for row in history] == [1, 2, 3, 4]
 

@@ -47,14 +47,14 @@ def test_average_over_three_updates_by_hand():
     parameter = model.classifier.bias
     with torch.no_grad():
         parameter.copy_(torch.tensor([1.0, 0.0, 0.0]))
-    ema = Ema(model, 0.15)
-    for value in (2.0, 3.0, 4.0):  # decays 1 / 10, then 2 / 11 and 3 / 12, which are more than 0.15
+    ema = Ema(model, 0.2)
+    for value in (2.0, 3.0, 4.0):  # decays 1 / 10, 2 / 11, and then 0.2, which is less than 3 / 12
         with torch.no_grad():
             parameter[0] = value
         ema.update(model)
     first = 0.1 * 1 + 0.9 * 2
-    second = 0.15 * first + 0.85 * 3
-    assert ema.model.classifier.bias[0].item() == pytest.approx(0.15 * second + 0.85 * 4)
+    second = 2 / 11 * first + 9 / 11 * 3
+    assert ema.model.classifier.bias[0].item() == pytest.approx(0.2 * second + 0.8 * 4)
     assert ema.updates == 3
     assert not any(p.requires_grad for p in ema.model.parameters())
 
@@ -68,9 +68,18 @@ def test_average_follows_routers_and_statistics():
     for name, value in state.model.state_dict().items():
         if value.is_floating_point():
             torch.testing.assert_close(ema.model.state_dict()[name], 0.1 * before[name] + 0.9 * value, msg=name)
+        else:
+            assert torch.equal(ema.model.state_dict()[name], value), name
 
 
-def test_the_average_is_validated_saved_and_loaded(tiny, splits, tmp_path):
+def test_the_average_is_validated_saved_and_loaded(tiny, splits, tmp_path, monkeypatch):
+    validated = []
+
+    def flags(model, images):
+        validated.append(model.classifier.weight.clone())
+        return correct_flags(model, images)
+
+    monkeypatch.setattr("advmoe.training.validation.correct_flags", flags)
     config = tiny("at_dense", ema=0.5, epochs=2)
     history = train(config, splits, tmp_path / "run", Recorder())
     model, epoch = best_network(RunFolder(tmp_path / "run").best(), config, splits), RunFolder(tmp_path / "run").best().epoch
@@ -78,7 +87,8 @@ def test_the_average_is_validated_saved_and_loaded(tiny, splits, tmp_path):
     latest = RunFolder(tmp_path / "run").latest()
     trained = latest.optimizer_states()["trained"]
     assert trained["updates"] == 6
-    assert not torch.equal(trained["weights"]["classifier.weight"], latest.model_state()["classifier.weight"])
+    assert torch.equal(validated[-1], latest.model_state()["classifier.weight"])
+    assert not torch.equal(validated[-1], trained["weights"]["classifier.weight"])
 
 
 # Labels

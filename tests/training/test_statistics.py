@@ -1,5 +1,7 @@
 """The running statistics of batch norms and routers."""
 
+from contextlib import suppress
+
 import pytest
 import torch
 from torch import nn
@@ -10,7 +12,7 @@ from advmoe.moe import convert
 from advmoe.training.checkpoint import RunFolder
 from advmoe.training.loop import train
 from advmoe.training.start import best_network, network
-from advmoe.training.statistics import calibrate, calibrate_routers
+from advmoe.training.statistics import calibrate, calibrate_routers, kept_statistics
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +77,13 @@ def test_plain_statistics_of_routers_are_those_of_images_that_are_not_augmented(
     changed = {name for name, value in model.named_buffers() if not torch.equal(value, tracked[name])}
     assert changed
     assert all("router" in name for name in changed)
+
+
+def test_statistics_are_kept_after_an_error_too():
+    norm = nn.BatchNorm2d(3)
+    with suppress(KeyboardInterrupt), kept_statistics(norm):
+        norm(torch.rand(4, 3, 2, 2))
+        assert norm.num_batches_tracked == 1
+        raise KeyboardInterrupt
+    assert norm.num_batches_tracked == 0
+    assert torch.equal(norm.running_mean, torch.zeros(3))

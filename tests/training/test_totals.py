@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from advmoe.training.totals import means
+from advmoe import distributed
+from advmoe.training.manifest import Partial
+from advmoe.training.totals import Totals, means
 
 
 @pytest.mark.parametrize(
@@ -17,3 +19,20 @@ def test_sums_are_divided_by_the_images_that_they_are_over(name, mean):
 
 def test_a_metric_of_zero_is_finite():
     assert means({"penalty": torch.tensor(0.0)}, images=8) == {"penalty": 0.0}
+
+
+PARTIAL = Partial(iteration=2, images=[7, 6], seconds=1.5, sums={"loss": [1.0, 2.0], "load": [[[1, 0]], [[0, 2]]]})
+
+
+def test_another_number_of_ranks_continues_with_the_sums_of_all():
+    totals = Totals.resumed(PARTIAL)
+    assert (totals.iteration, totals.images, totals.sums["loss"].item(), totals.sums["load"].tolist()) == (2, 13, 3.0, [[1, 2]])
+    assert totals.seconds >= 1.5
+
+
+@pytest.mark.parametrize(("rank", "size", "expected"), [(0, 2, (7, 1.0)), (1, 2, (6, 2.0)), (0, 3, (13, 3.0)), (2, 3, (0, 0.0))])
+def test_each_rank_continues_with_its_own_sums_and_new_ones_with_none(rank, size, expected, monkeypatch):
+    monkeypatch.setattr(distributed, "rank", lambda: rank)
+    monkeypatch.setattr(distributed, "world_size", lambda: size)
+    totals = Totals.resumed(PARTIAL)
+    assert (totals.images, totals.sums["loss"].item()) == expected

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from advmoe.attacks.draws import Draws
 from advmoe.attacks.geometry import ascent, check_settings, project, uniform_start
-from advmoe.attacks.objectives import Objective, cross_entropy, targeted_dlr
+from advmoe.attacks.objectives import Objective, cross_entropy, predicted, targeted_dlr
 from advmoe.attacks.pgd import Predict, forward_backward
 from advmoe.config.choices import Norm
 from advmoe.errors import UserError
@@ -109,7 +109,7 @@ class _Problem:
         predict, judge = self.networks.predict, self.networks.judge
         logits, value, gradient = forward_backward(predict, x, target, self.objective)
         judged = logits if judge is predict else judge(x)
-        return judged.argmax(dim=1) != _labels(target), value, gradient
+        return predicted(judged) != _labels(target), value, gradient
 
 
 @dataclass
@@ -158,7 +158,7 @@ def _clean(predict: Predict, x: Tensor, labels: Tensor) -> tuple[_Results, Tenso
     """The clean images as first results, with an objective below that of any run, and their logits."""
     logits = predict(x)
     nothing = torch.full(labels.shape, -torch.inf, device=x.device, dtype=torch.promote_types(logits.dtype, torch.float32))
-    return _Results(x.clone(), nothing, logits.argmax(dim=1) != labels), logits
+    return _Results(x.clone(), nothing, predicted(logits) != labels), logits
 
 
 @torch.no_grad()

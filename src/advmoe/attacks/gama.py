@@ -8,7 +8,7 @@ from torch import Tensor
 
 from advmoe.attacks.draws import Draws
 from advmoe.attacks.geometry import project
-from advmoe.attacks.objectives import Objective, full, probability_margin
+from advmoe.attacks.objectives import Objective, full, predicted, probability_margin
 from advmoe.attacks.pgd import Predict, forward_backward
 
 GUIDANCE = 50.0  # weight of the squared distance; it falls linearly to 0
@@ -30,7 +30,7 @@ def gama(predict: Predict, x: Tensor, y: Tensor, epsilon: float, num_steps: int,
         weight = GUIDANCE * max(0.0, 1 - number / (GUIDED * num_steps))
         step = 2 * epsilon * 0.1 ** sum(number >= drop * num_steps for drop in DROPS)
         logits, _, gradient = forward_backward(predict, x_adv[rows], y[rows], _guided(clean[rows], weight))
-        correct = logits.argmax(dim=1) == y[rows]
+        correct = predicted(logits) == y[rows]
         rows, gradient = rows[correct], gradient[correct]
         if not len(rows):
             break

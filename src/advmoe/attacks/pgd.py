@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from advmoe.attacks.draws import Draws
 from advmoe.attacks.geometry import ascent, check_settings, project, uniform_start
-from advmoe.attacks.objectives import Objective, cross_entropy
+from advmoe.attacks.objectives import Objective, cross_entropy, predicted
 from advmoe.config.choices import Norm
 from advmoe.errors import UserError, nearest
 from advmoe.moe.replace import kept_modes
@@ -88,7 +88,7 @@ def _fooled_and_value(predict: Predict, x_adv: Tensor, target: Tensor, objective
     logits = predict(x_adv)
     value = objective(logits, target)
     has_labels = target.ndim == 1 and not target.is_floating_point()
-    return logits.argmax(dim=1) != target if has_labels else torch.zeros_like(value, dtype=torch.bool), value
+    return predicted(logits) != target if has_labels else torch.zeros_like(value, dtype=torch.bool), value
 
 
 def forward_backward(predict: Predict, x: Tensor, target: Tensor, objective: Objective) -> tuple[Tensor, Tensor, Tensor]:

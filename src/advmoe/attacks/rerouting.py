@@ -17,7 +17,7 @@ from torch import Tensor
 
 from advmoe.attacks.draws import Draws, ImageDraws
 from advmoe.attacks.geometry import project
-from advmoe.attacks.objectives import margin
+from advmoe.attacks.objectives import margin, predicted
 from advmoe.attacks.pgd import Pgd, pgd
 from advmoe.attacks.surrogate import Routed, Search, margins, route_of
 from advmoe.moe import HARD, ForcedGate, Routing
@@ -192,13 +192,13 @@ def _attempt(task: _Task, routes_and_starts: Sequence[tuple[Tensor, Tensor]]) ->
         )
         better = routed & (loss > state.loss[rows])
         state.loss[rows[better]] = loss[better].to(state.loss)  # a network may compute in float64
-        broke[rows] = routed & (logits.argmax(dim=1) != y[rows])
+        broke[rows] = routed & (predicted(logits) != y[rows])
         if number < search.num_steps:
             moved = project(state.x_adv[rows] + search.step(number) * gradient.sign(), x[rows], search.epsilon)
             state.x_adv[rows] = torch.where(broke[rows][:, None, None, None], state.x_adv[rows], moved)
         rows = _unfooled_rows(task, broke)
     if len(rows):  # last points that do not take the forced route but fool the true network on another one
-        broke[rows] = task.model(state.x_adv[rows]).argmax(dim=1) != y[rows]
+        broke[rows] = predicted(task.model(state.x_adv[rows])) != y[rows]
     _keep(task, state, broke)
     parts = zip(*(tensor.chunk(count) for tensor in (state.route, state.x_adv, state.loss)), strict=True)
     return [_State(*part) for part in parts]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from advmoe.attacks.draws import Draws
 from advmoe.attacks.geometry import project
-from advmoe.attacks.objectives import Objective, cross_entropy
+from advmoe.attacks.objectives import Objective, cross_entropy, predicted
 from advmoe.attacks.pgd import Predict
 from advmoe.config.choices import BATCH_SIZE
 from advmoe.moe import HARD, ForcedGate, Gate, Routing
@@ -86,7 +86,7 @@ def ascent_direction(surrogate: Surrogate, x: Tensor, y: Tensor, rows: Tensor) -
 
 def _correct_rows(predict: Predict, x_adv: Tensor, y: Tensor, rows: Tensor) -> Tensor:
     """Those of the `rows` that `predict` classifies correctly."""
-    return rows[predict(x_adv[rows]).argmax(dim=1) == y[rows]] if len(rows) else rows
+    return rows[predicted(predict(x_adv[rows])) == y[rows]] if len(rows) else rows
 
 
 def through_gate(model: Routed, gate: Gate, objective: Objective = cross_entropy) -> Surrogate:

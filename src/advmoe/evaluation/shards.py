@@ -238,10 +238,10 @@ def _attack_disputed(target: Target, name: str, job: Job, x_adv: Tensor) -> Tens
     if target.search is target.model:
         return x_adv
     true_job, held = replace(job, predict=target.model), ATTACKS[name].held
-    stopped = target.search(x_adv).argmax(dim=1) != job.y
+    stopped = predicted(target.search(x_adv)) != job.y
     if held is not None:
         stopped |= held(job, x_adv) & ~held(true_job, x_adv)
-    disputed = (stopped & (target.model(x_adv).argmax(dim=1) == job.y)).nonzero()[:, 0]
+    disputed = (stopped & (predicted(target.model(x_adv)) == job.y)).nonzero()[:, 0]
     if len(disputed):
         rows = [job.images[row] for row in disputed.tolist()]
         true_job = replace(true_job, x=job.x[disputed], y=job.y[disputed], images=rows)

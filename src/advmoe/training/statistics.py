@@ -19,9 +19,11 @@ CALIBRATION_BATCHES = 8  # at most 1 / advmoe.moe.MOMENTUM, up to which a router
 def kept_statistics(model: nn.Module) -> Iterator[None]:
     """Undo what the passes inside the block change in the buffers of `model`."""
     buffers = [buffer.clone() for buffer in model.buffers()]
-    yield
-    for buffer, value in zip(model.buffers(), buffers, strict=True):
-        buffer.data.copy_(value)  # data: autograd saved the buffers, although the backward pass in train mode does not use them
+    try:
+        yield
+    finally:
+        for buffer, value in zip(model.buffers(), buffers, strict=True):
+            buffer.data.copy_(value)  # data: autograd saved the buffers, although the backward pass in train mode does not use them
 
 
 def calibrate(model: Classifier, config: RunConfig, images: Source) -> None:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from advmoe.errors import UserError
-from advmoe.moe.dispatch import DISPATCHES, available, check_dispatch, fastest, run_chosen
+from advmoe.moe.dispatch import DISPATCHES, check_dispatch, fastest, run_chosen
 from advmoe.moe.experts import FilterBank, mixture, windows
 
 NAMES = [name for name in DISPATCHES if name != "triton"]  # tested in test_triton_conv.py
@@ -76,10 +76,21 @@ def test_static_dispatches_read_no_value_on_the_host(dispatch):
         assert run_chosen(torch.empty(6, 2, 8, 8), bank, torch.empty(6, dtype=torch.int64)).shape == (6, 2, 4, 4)
 
 
-def test_auto_chooses_a_dispatch_that_runs_on_this_device():
-    for batch, size, channels in [(1, 32, 64), (8, 4, 256), (64, 16, 8), (128, 8, 4)]:
-        bank = FilterBank(torch.randn(channels, channels, 3, 3), (0, channels // 2), channels // 2, 1)
-        assert fastest(torch.empty(batch, channels, size, size), bank) in set(available(torch.device("cpu"))) & set(NAMES)
+@pytest.mark.parametrize(
+    ("learns", "batch", "expected"),
+    [
+        (False, 1, "split"), (False, 2, "grouped"), (False, 200, "grouped"), (False, 201, "split"),
+        (True, 1, "split"), (True, 2, "grouped"), (True, 40, "grouped"), (True, 41, "split"),
+    ],
+)  # fmt: skip
+def test_auto_groups_batches_for_which_few_filter_values_are_copied(learns, batch, expected):
+    """An expert of 20 filters of 50 values: 1,000 values are copied for an image, at most 200,000, or 40,000 if filters learn."""
+    bank = FilterBank(torch.zeros(40, 50, 1, 1, requires_grad=learns), (0, 20), 20, 1)
+    x = torch.empty(batch, 50, 4, 4)
+    assert fastest(x, bank) == expected
+    assert fastest(x.to(memory_format=torch.channels_last), bank) == "split"
+    with torch.no_grad():
+        assert fastest(x, bank) == ("grouped" if 1 < batch <= 200 else "split")
 
 
 def test_a_dispatch_that_does_not_run_on_the_device_is_refused(monkeypatch):
